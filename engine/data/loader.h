@@ -1,0 +1,59 @@
+// Batches of images, decoded and augmented by worker threads ahead of time. The order and every random
+// draw depend on the seed, the epoch and the sample only, never on the number of workers.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/data/dataset.h"
+#include "engine/data/transform.h"
+#include "engine/tensor.h"
+
+namespace graft {
+
+struct Batch {
+  Tensor images;                 // f32 (n, crop, crop, channels)
+  Tensor labels;                 // i64 (n)
+  std::vector<int64_t> indices;  // into the data set
+};
+
+enum class BadImage : uint8_t { error, skip };
+
+struct LoaderOptions {
+  int64_t batch_size = 32;
+  bool shuffle = false;
+  bool drop_last = false;
+  bool train = false;        // train_view with `augmentation`, else eval_view
+  int64_t channels = 3;
+  int64_t workers = 1;       // 0: decode in the calling thread
+  int64_t prefetch = 2;      // batches kept ready
+  uint64_t seed = 0;
+  BadImage bad_image = BadImage::error;
+  // Bytes of decoded images kept in memory, so that later epochs skip decoding; 0 turns it off.
+  size_t cache_bytes = size_t{1} << 30;
+};
+
+class Loader {
+ public:
+  Loader(const ImageDataset& data, std::vector<int64_t> indices, const Preprocessing& preprocessing,
+         const Augmentation& augmentation, const LoaderOptions& options);
+  ~Loader();
+
+  int64_t samples() const;
+  int64_t batches() const;
+  // Starts an epoch at a batch (for a resume in mid-epoch).
+  void start_epoch(int64_t epoch, int64_t first_batch = 0);
+  // The next batch; false at the end of the epoch. Throws Error naming the file on a bad image.
+  bool next(Batch& batch);
+  // Files left out so far because they could not be read: "path: reason". A skipped sample leaves
+  // its batch smaller, never replaced.
+  std::vector<std::string> bad_images() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace graft

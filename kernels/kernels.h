@@ -1,0 +1,45 @@
+// The table of contents: every kernel of every backend, declared once. The files of list/ hold the
+// declarations by family and are included into each backend's namespace, so that a kernel has one
+// signature everywhere.
+//
+// list/library.h   kernels on top of oneDNN here and cuBLASLt, cuDNN there
+// the other lists  our own kernels; on the CPU compiled twice (AVX2, AVX-512) and picked at start
+//
+// All pointers are to contiguous row-major arrays on the backend's device; sizes are in elements; n == 0
+// is allowed everywhere. Outputs are overwritten unless a line says they are added to.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/functors.h"
+#include "kernels/isa.h"
+#include "kernels/types.h"
+
+namespace graft {
+
+namespace cpu {
+namespace avx2 {
+#include "kernels/list/pointwise.h"
+}
+namespace avx512 {
+#include "kernels/list/pointwise.h"
+}
+
+// Whether the processor (and the GRAFT_ISA environment variable, which can say "avx2") lets us use
+// AVX-512. Throws on a processor without AVX2.
+bool use_avx512();
+
+#ifndef GRAFT_ISA
+// cpu::name is avx2::name or avx512::name, chosen once when the program starts.
+#define GRAFT_PICK(name) inline decltype(avx2::name)& name = use_avx512() ? avx512::name : avx2::name
+GRAFT_PICK(unary);
+GRAFT_PICK(unary_grad);
+#undef GRAFT_PICK
+#endif
+}  // namespace cpu
+
+namespace cuda {
+#include "kernels/list/pointwise.h"
+}
+
+}  // namespace graft

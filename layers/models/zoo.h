@@ -1,0 +1,81 @@
+// The model zoo: architectures by name, the preprocessing that belongs to their weights, and the
+// recognition of a checkpoint by its tensors.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/data/transform.h"
+#include "engine/io/weights.h"
+#include "layers/module.h"
+
+namespace graft {
+
+struct ModelOptions {
+  int64_t classes = 1000;
+  int64_t in_channels = 3;
+  float dropout = -1;  // before the classifier; negative: the architecture's own
+};
+
+// An image classifier: features, then a linear head.
+class ImageModel : public Module {
+ public:
+  // x (n, h, w, c) -> (n, feature_width), the input of the head (after pooling and dropout)
+  virtual Tensor features(const Tensor& x) = 0;
+  virtual Tensor head(const Tensor& features) = 0;
+  Tensor forward(const Tensor& x) override { return head(features(x)); }
+  virtual int64_t feature_width() const = 0;
+  virtual int64_t classes() const = 0;
+  // The full name of the head's module ("fc", "classifier.1", "_fc") and of the first convolution.
+  virtual std::string head_name() const = 0;
+  virtual std::string stem_name() const = 0;
+  // A freshly initialised head for another number of classes.
+  virtual void replace_head(int64_t classes, RngKey key) = 0;
+};
+
+// "resnet18" ... "resnet152", "mobilenet_v2" ("mobilenet_v2_x0.5" for a width multiplier),
+// "efficientnet_lite0" ... "4", "small_cnn", "mlp". Weights are initialised from `key` as PyTorch's
+// constructors do. Throws with the list of names when there is no such model.
+std::unique_ptr<ImageModel> make_model(const std::string& architecture, const ModelOptions& options,
+                                       RngKey key);
+std::vector<std::string> architectures();
+
+// The architecture whose tensors these are, by names and shapes; "" when none fits.
+std::string recognise(const WeightFile& file);
+
+// What an architecture's published weights expect.
+Preprocessing preprocessing_of(const std::string& architecture);
+
+// What graft writes into and reads from safetensors metadata beside the tensors.
+struct ModelCard {
+  std::string architecture;
+  int64_t classes = 0;
+  int64_t in_channels = 3;
+  std::vector<std::string> class_names;
+  Preprocessing preprocessing;
+  std::string licence;
+  std::string source;         // file name of the converted checkpoint
+  std::string source_sha256;
+};
+Metadata to_metadata(const ModelCard& card);
+// Throws when a key is there but malformed; missing keys keep their defaults.
+ModelCard card_of(const WeightFile& file);
+
+// Opens converted weights: builds the model that the file's card names and loads it strictly.
+struct LoadedModel {
+  std::unique_ptr<ImageModel> model;
+  ModelCard card;
+};
+LoadedModel load_model(const std::filesystem::path& path);
+// The same for a new task: a new head when the class count differs, the stem summed over its input
+// channels when the new data has one channel. Returns what was replaced, for people.
+struct AdaptedModel {
+  std::unique_ptr<ImageModel> model;
+  ModelCard card;
+  std::vector<std::string> changes;
+};
+AdaptedModel load_for_task(const std::filesystem::path& path, int64_t classes, int64_t in_channels,
+                           float dropout, RngKey key);
+
+}  // namespace graft
