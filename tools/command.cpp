@@ -1,0 +1,51 @@
+#include "tools/command.h"
+
+#include <cstdio>
+#include <iostream>
+#include <omp.h>
+#include <sstream>
+
+namespace graft {
+
+CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& description,
+                      const std::string& examples) {
+  CLI::App* command = app.add_subcommand(name, description);
+  std::string footer = "\nExamples:\n";
+  std::istringstream lines(examples);
+  for (std::string line; std::getline(lines, line);) footer += "  " + line + "\n";
+  command->footer(footer);
+  return command;
+}
+
+void add_json_option(CLI::App& command, bool& json) {
+  command.add_flag("--json", json, "print JSON, one object a line");
+}
+
+void ComputeOptions::add_to(CLI::App& command) {
+  command.add_option("--threads", threads, "CPU threads; 0 uses every core")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  command.add_option("--device", device, "cpu, cuda or cuda:N")->capture_default_str();
+}
+
+Device ComputeOptions::apply() const {
+  if (threads > 0) omp_set_num_threads(threads);
+  if (device == "cpu") return kCpu;
+  if (device != "cuda" && device.rfind("cuda:", 0) != 0) {
+    throw UsageError(text("--device: expected cpu, cuda or cuda:N, got \"", device, "\""));
+  }
+  if (!kHasCuda) {
+    fail("--device ", device,
+         ": this build of graft has no CUDA backend; use --device cpu, or build ",
+         "with -DGRAFT_CUDA=ON on a machine with the CUDA toolkit");
+  }
+  fail("--device ", device, ": the models cannot run on CUDA devices yet; use --device cpu");
+}
+
+void print_json(const nlohmann::ordered_json& value) {
+  // Bytes that are not UTF-8 (file names may hold any) are replaced rather than thrown on.
+  std::cout << value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n';
+  GRAFT_CHECK(std::cout.good(), "stdout: cannot be written; is the disk full or the pipe closed?");
+}
+
+}  // namespace graft

@@ -1,0 +1,129 @@
+// The `graft` program: parses, dispatches to a subcommand, and turns errors into exit codes.
+#include <algorithm>
+#include <csignal>
+#include <iostream>
+#include <numeric>
+#include <vector>
+
+#include "tools/command.h"
+#include "transfer/version.h"
+
+namespace graft {
+namespace {
+
+// Levenshtein distance, for "did you mean".
+size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t above = row[j];
+      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])});
+      diagonal = above;
+    }
+  }
+  return row.back();
+}
+
+// The candidate nearest to a mistyped word, or "" when none is near.
+std::string nearest(const std::string& word, const std::vector<std::string>& candidates) {
+  std::string best;
+  size_t least = std::max<size_t>(2, word.size() / 3) + 1;
+  for (const std::string& candidate : candidates) {
+    const size_t distance = edit_distance(word, candidate);
+    if (distance < least) {
+      least = distance;
+      best = candidate;
+    }
+  }
+  return best;
+}
+
+// What the user most likely meant by the first word that nobody understood.
+std::string suggestion(CLI::App& app, int argc, char** argv) {
+  if (argc < 2) return "";
+  std::vector<std::string> commands;
+  CLI::App* chosen = nullptr;
+  for (CLI::App* command : app.get_subcommands({})) {
+    commands.push_back(command->get_name());
+    if (command->get_name() == argv[1]) chosen = command;
+  }
+  if (!chosen) {
+    if (argv[1][0] == '-') return "";
+    const std::string meant = nearest(argv[1], commands);
+    return text("\"", argv[1], "\" is not a command",
+                meant.empty() ? std::string() : "; did you mean \"graft " + meant + "\"?");
+  }
+  std::vector<std::string> flags;
+  for (const CLI::Option* option : chosen->get_options()) {
+    for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
+  }
+  for (int i = 2; i < argc; ++i) {
+    std::string word = argv[i];
+    word = word.substr(0, word.find('='));
+    if (word.rfind("--", 0) != 0 || std::count(flags.begin(), flags.end(), word) > 0) continue;
+    const std::string meant = nearest(word, flags);
+    if (!meant.empty()) return text("did you mean ", meant, " instead of ", word, "?");
+  }
+  return "";
+}
+
+std::string help_hint(const CLI::App& app) {
+  std::string name = "graft";
+  for (const CLI::App* command : app.get_subcommands()) name += " " + command->get_name();
+  return "see " + name + " --help";
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{"graft: fine-tune pre-trained image models on your own pictures"};
+  app.name("graft");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", std::string("graft ") + version());
+  app.footer(
+      "\nExamples:\n"
+      "  graft convert efficientnet_lite0.pth lite0.safetensors\n"
+      "  graft finetune --data photos --weights lite0.safetensors --out run\n"
+      "  graft evaluate --weights run/best.safetensors --data test-photos\n"
+      "  graft predict --weights run/best.safetensors picture.jpg");
+  add_finetune(app);
+  add_evaluate(app);
+  add_predict(app);
+  add_convert(app);
+  add_inspect(app);
+  add_info(app);
+  try {
+    app.parse(argc, argv);
+    std::cout.flush();
+    GRAFT_CHECK(std::cout.good(), "stdout: cannot be written; is the disk full?");
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    const std::string meant = suggestion(app, argc, argv);
+    std::cerr << "graft: " << error.what() << "\n";
+    if (!meant.empty()) std::cerr << meant << "\n";
+    std::cerr << help_hint(app) << "\n";
+    return 2;
+  } catch (const Exit& exit) {
+    std::cout.flush();
+    return exit.code;
+  } catch (const UsageError& error) {
+    std::cerr << "graft: " << error.what() << "\n" << help_hint(app) << "\n";
+    return 2;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "graft: out of memory; use a smaller --batch or image size\n";
+    return 1;
+  } catch (const std::exception& error) {
+    std::cerr << "graft: " << error.what() << "\n";
+    return 1;
+  }
+}
+
+}  // namespace
+}  // namespace graft
+
+int main(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);  // `graft ... | head` ends with an error message, not silently
+  return graft::run(argc, argv);
+}
