@@ -34,6 +34,9 @@ bool use_avx512();
 #define GRAFT_PICK(name) inline decltype(avx2::name)& name = use_avx512() ? avx512::name : avx2::name
 GRAFT_PICK(unary);
 GRAFT_PICK(unary_grad);
+GRAFT_PICK(binary);
+GRAFT_PICK(binary_broadcast);
+GRAFT_PICK(binary_grad);
 #undef GRAFT_PICK
 #endif
 }  // namespace cpu

@@ -61,6 +61,16 @@ struct PoolShape {
   bool count_include_pad = true;  // average only
 };
 
+// How two operands broadcast over a contiguous result: its sizes, and how far a step along each
+// dimension moves in each operand (0 where the operand is repeated).
+constexpr int kMaxBroadcastRank = 6;
+struct BroadcastShape {
+  int rank = 0;
+  int64_t sizes[kMaxBroadcastRank] = {};
+  int64_t a_strides[kMaxBroadcastRank] = {};
+  int64_t b_strides[kMaxBroadcastRank] = {};
+};
+
 // Names one block of random numbers: the same key gives the same numbers on every backend and
 // with any number of threads.
 struct RngKey {
