@@ -1,0 +1,505 @@
+#include "tests/support/op_table.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <omp.h>
+
+#include "engine/rng.h"
+#include "kernels/error.h"
+
+namespace graft::test {
+namespace {
+
+constexpr int64_t kFullGradient = 160;    // up to here every element's gradient is checked
+constexpr int64_t kSampledGradient = 40;  // of a larger input, this many
+
+// What one run of the op produced: the result and each input's gradient, bit for bit.
+struct Outcome {
+  Array result;
+  std::vector<std::vector<float>> gradients;  // empty where none was wanted
+};
+
+Tensor to_tensor(const Array& array) {
+  const auto cast_all = [&]<class T>(T) {
+    std::vector<T> values;
+    for (double v : array.values) values.push_back(static_cast<T>(v));
+    return Tensor::of<T>(values, array.shape);
+  };
+  switch (array.dtype) {
+    case Dtype::f32:
+      return cast_all(float{});
+    case Dtype::f64:
+      return cast_all(double{});
+    case Dtype::i64:
+      return cast_all(int64_t{});
+    case Dtype::i32:
+      return cast_all(int32_t{});
+    case Dtype::u8:
+      return cast_all(uint8_t{});
+    default:
+      fail("op_table: no inputs of type ", array.dtype);
+  }
+}
+
+Array make_input(const Input& input, RngKey key) {
+  Array array(input.shape, 0.0, input.dtype);
+  if (!input.values.empty()) {
+    array.values = input.values;
+    return array;
+  }
+  RandomStream random(key);
+  for (double& value : array.values) {
+    value = random.uniform(input.low, input.high);
+    for (double kink : input.kinks) {
+      if (std::fabs(value - kink) < input.margin)
+        value = kink + std::copysign(input.margin, value - kink);
+    }
+    // The reference sees exactly the numbers that the op sees.
+    value = input.dtype == Dtype::f32 ? static_cast<double>(static_cast<float>(value))
+                                      : std::floor(value);
+  }
+  return array;
+}
+
+bool wants_gradient(const Input& input) {
+  return input.differentiable && input.dtype == Dtype::f32;
+}
+
+// Bitwise, but for the sign and payload of NaN, which depend on the order of operands.
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](T x, T y) {
+    return std::memcmp(&x, &y, sizeof(T)) == 0 || (std::isnan(x) && std::isnan(y));
+  });
+}
+bool same_bits(const Array& a, const Array& b) {
+  return a.shape == b.shape && a.dtype == b.dtype && same_bits(a.values, b.values);
+}
+
+class RowRun {
+ public:
+  RowRun(const std::vector<Input>& inputs, const Call& call, const Reference& reference,
+         const Options& options)
+      : inputs_(inputs), call_(call), reference_(reference), options_(options) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      arrays_.push_back(make_input(inputs[i], {options.seed, 0, static_cast<uint32_t>(i)}));
+    }
+    expected_ = reference(arrays_);
+    const RngKey key{options.seed, 1, 0};
+    RandomStream random(key);
+    for (int64_t i = 0; i < expected_.size(); ++i) {
+      const double size = random.uniform(0.25, 1.25);
+      weights_.push_back(static_cast<float>(random.below(2) == 0 ? size : -size));
+    }
+  }
+
+  std::vector<std::string> problems() {
+    bool any_gradient = false;
+    for (const Input& input : inputs_) any_gradient |= options_.gradients && wants_gradient(input);
+    std::vector<bool> all;
+    for (const Input& input : inputs_) all.push_back(options_.gradients && wants_gradient(input));
+
+    const Outcome first = run(all);
+    check_result(first.result, "");
+    if (!problems_.empty()) return problems_;
+    if (any_gradient) check_gradients(first);
+    check_repeatable(first, all);
+    check_unrecorded();
+    if (any_gradient && std::count(all.begin(), all.end(), true) > 1) check_one_at_a_time(all);
+    return problems_;
+  }
+
+ private:
+  template <class... Parts>
+  void report(const Parts&... parts) {
+    problems_.push_back(text(parts...));
+  }
+
+  // Runs the op with fresh memory poisoned, and backward when `wanted` marks an input.
+  Outcome run(const std::vector<bool>& wanted) {
+    Outcome outcome;
+    poison_fresh_memory(true);
+    {
+      Tensors tensors;
+      for (size_t i = 0; i < arrays_.size(); ++i) {
+        tensors.push_back(to_tensor(arrays_[i]));
+        if (wanted[i]) tensors.back().set_requires_grad();
+      }
+      Tensor result = call_(tensors);
+      outcome.result = to_array(result);
+      const bool any = std::find(wanted.begin(), wanted.end(), true) != wanted.end();
+      if (any && !result.requires_grad()) {
+        report("the result does not want a gradient although an input does");
+      } else if (any && outcome.result.shape == expected_.shape) {
+        backward(result, Tensor::of(weights_, result.shape()));
+        for (size_t i = 0; i < tensors.size(); ++i) {
+          const Tensor grad = tensors[i].grad();
+          const bool missing = wanted[i] && !grad.defined();
+          if (missing) report("input ", i, " got no gradient");
+          if (!wanted[i] && grad.defined()) report("input ", i, " got a gradient it did not want");
+          outcome.gradients.push_back(wanted[i] && !missing ? grad.to_vector<float>()
+                                                            : std::vector<float>());
+        }
+      }
+      for (size_t i = 0; i < arrays_.size(); ++i) {
+        if (!same_bits(to_array(tensors[i]), to_array(to_tensor(arrays_[i])))) {
+          report("the op changed its input ", i);
+        }
+      }
+    }
+    if (damaged_guards() > 0) report("wrote past the end of ", damaged_guards(), " buffers");
+    poison_fresh_memory(false);
+    return outcome;
+  }
+
+  void check_result(const Array& result, const char* when) {
+    const Tolerance& t = options_.tolerance;
+    const std::string difference = compare(result, expected_, t.rtol, t.atol);
+    if (!difference.empty()) report("result", when, ": ", difference);
+  }
+
+  // d(sum of weight * reference) / d(one input element), by central differences in double.
+  double numeric_gradient(size_t input, size_t element) {
+    const double value = arrays_[input].values[element];
+    const double step = 1e-5 * std::max(1.0, std::fabs(value));
+    Arrays moved = arrays_;
+    moved[input].values[element] = value + step;
+    const Array up = reference_(moved);
+    moved[input].values[element] = value - step;
+    const Array down = reference_(moved);
+    double sum = 0;
+    for (size_t k = 0; k < weights_.size(); ++k) {
+      const double difference = up.values[k] - down.values[k];
+      if (difference != 0) sum += static_cast<double>(weights_[k]) * difference;
+    }
+    return sum / (2 * step);
+  }
+
+  std::vector<size_t> elements_to_check(size_t input) const {
+    const int64_t n = arrays_[input].size();
+    std::vector<size_t> elements;
+    if (n <= kFullGradient) {
+      for (int64_t i = 0; i < n; ++i) elements.push_back(static_cast<size_t>(i));
+      return elements;
+    }
+    RandomStream random({options_.seed, 2, static_cast<uint32_t>(input)});
+    for (int64_t i = 0; i < kSampledGradient; ++i) {
+      elements.push_back(static_cast<size_t>(random.below(n)));
+    }
+    for (int64_t i : {int64_t{0}, n - 2, n - 1}) elements.push_back(static_cast<size_t>(i));
+    return elements;
+  }
+
+  void check_gradient(size_t input, const std::vector<float>& ours, const char* when) {
+    for (size_t k = 0; k < ours.size(); ++k) {
+      if (std::isfinite(ours[k])) continue;
+      report("gradient of input ", input, when, " is ", ours[k], " at ",
+             unravel(static_cast<int64_t>(k), arrays_[input].shape));
+      return;
+    }
+    const Tolerance& t = options_.tolerance;
+    if (references_.size() <= input) references_.resize(inputs_.size());
+    if (references_[input].empty()) {
+      for (size_t element : elements_to_check(input)) {
+        references_[input].push_back({element, numeric_gradient(input, element)});
+      }
+    }
+    for (const auto& [element, wanted] : references_[input]) {
+      const double got = ours[element];
+      if (!(std::fabs(got - wanted) <= t.grad_atol + t.grad_rtol * std::fabs(wanted))) {
+        report("gradient of input ", input, when, " at ",
+               unravel(static_cast<int64_t>(element), arrays_[input].shape), " is ", got,
+               ", the reference's numeric gradient is ", wanted);
+        return;
+      }
+    }
+  }
+
+  void check_gradients(const Outcome& outcome) {
+    for (size_t i = 0; i < outcome.gradients.size(); ++i) {
+      if (wants_gradient(inputs_[i])) check_gradient(i, outcome.gradients[i], "");
+    }
+  }
+
+  void check_repeatable(const Outcome& first, const std::vector<bool>& wanted) {
+    const int all_threads = omp_get_max_threads();
+    std::vector<int> counts{all_threads};
+    if (options_.thread_independent) counts.insert(counts.end(), {1, 3});
+    for (int threads : counts) {
+      omp_set_num_threads(threads);
+      const Outcome again = run(wanted);
+      omp_set_num_threads(all_threads);
+      if (!same_bits(first.result, again.result)) {
+        report("a run with ", threads, " threads gave other bits than one with ", all_threads);
+      }
+      for (size_t i = 0; i < first.gradients.size() && i < again.gradients.size(); ++i) {
+        if (same_bits(first.gradients[i], again.gradients[i])) continue;
+        report("gradient of input ", i, ": a run with ", threads,
+               " threads gave other bits than one with ", all_threads);
+      }
+    }
+  }
+
+  void check_unrecorded() {
+    const int64_t before = recorded_nodes();
+    const Outcome frozen = run(std::vector<bool>(inputs_.size(), false));
+    Outcome off;
+    {
+      NoGrad no_grad;
+      Tensors tensors;
+      for (size_t i = 0; i < arrays_.size(); ++i) {
+        tensors.push_back(to_tensor(arrays_[i]));
+        if (wants_gradient(inputs_[i])) tensors.back().set_requires_grad();
+      }
+      off.result = to_array(call_(tensors));
+    }
+    if (recorded_nodes() != before) report("recorded a node although nothing wants a gradient");
+    // An op may take a shorter way when nothing is saved, hence within tolerance only.
+    check_result(frozen.result, " with frozen inputs");
+    check_result(off.result, " inside NoGrad");
+  }
+
+  void check_one_at_a_time(const std::vector<bool>& all) {
+    for (size_t i = 0; i < all.size(); ++i) {
+      if (!all[i]) continue;
+      std::vector<bool> one(all.size(), false);
+      one[i] = true;
+      const Outcome outcome = run(one);
+      if (outcome.gradients.size() > i) check_gradient(i, outcome.gradients[i], " alone");
+    }
+  }
+
+  const std::vector<Input>& inputs_;
+  const Call& call_;
+  const Reference& reference_;
+  const Options& options_;
+  Arrays arrays_;
+  Array expected_;
+  std::vector<float> weights_;
+  std::vector<std::vector<std::pair<size_t, double>>> references_;
+  std::vector<std::string> problems_;
+};
+
+}  // namespace
+
+Array::Array(Shape shape_, double fill, Dtype dtype_)
+    : shape(std::move(shape_)), values(static_cast<size_t>(numel_of(shape)), fill), dtype(dtype_) {}
+Array::Array(Shape shape_, std::vector<double> values_, Dtype dtype_)
+    : shape(std::move(shape_)), values(std::move(values_)), dtype(dtype_) {
+  GRAFT_CHECK(static_cast<int64_t>(values.size()) == numel_of(shape), "Array: shape ", shape,
+              " wants ", numel_of(shape), " values, got ", values.size());
+}
+
+size_t Array::flat(const Shape& index) const {
+  GRAFT_CHECK(index.size() == shape.size(), "Array: index ", index, " into a shape of ", shape);
+  int64_t element = 0;
+  for (size_t d = 0; d < shape.size(); ++d) {
+    GRAFT_CHECK(index[d] >= 0 && index[d] < shape[d], "Array: index ", index,
+                " is outside a shape of ", shape);
+    element = element * shape[d] + index[d];
+  }
+  return static_cast<size_t>(element);
+}
+
+Shape unravel(int64_t element, const Shape& shape) {
+  Shape index(shape.size());
+  for (size_t d = shape.size(); d-- > 0;) {
+    index[d] = element % shape[d];
+    element /= shape[d];
+  }
+  return index;
+}
+
+Array map(const Array& x, const std::function<double(double)>& f) {
+  Array y = x;
+  for (double& value : y.values) value = f(value);
+  return y;
+}
+
+Array zip(const Array& a, const Array& b, const std::function<double(double, double)>& f) {
+  const size_t rank = std::max(a.shape.size(), b.shape.size());
+  const auto size_at = [&](const Array& x, size_t d) {
+    const size_t missing = rank - x.shape.size();
+    return d < missing ? int64_t{1} : x.shape[d - missing];
+  };
+  Shape shape(rank);
+  for (size_t d = 0; d < rank; ++d) {
+    shape[d] = size_at(a, d) == 1 ? size_at(b, d) : size_at(a, d);
+  }
+  const auto pick = [&](const Array& x, const Shape& index) {
+    Shape own;
+    for (size_t d = rank - x.shape.size(); d < rank; ++d) {
+      own.push_back(size_at(x, d) == 1 ? 0 : index[d]);
+    }
+    return x.at(own);
+  };
+  Array out(shape);
+  for (int64_t i = 0; i < out.size(); ++i) {
+    const Shape index = unravel(i, shape);
+    out.values[static_cast<size_t>(i)] = f(pick(a, index), pick(b, index));
+  }
+  return out;
+}
+
+Input Input::away_from(std::vector<double> points, double distance) const {
+  Input moved = *this;
+  moved.kinks = std::move(points);
+  moved.margin = distance;
+  return moved;
+}
+Input Input::frozen() const {
+  Input copy = *this;
+  copy.differentiable = false;
+  return copy;
+}
+Input real(Shape shape, double low, double high) {
+  Input input;
+  input.shape = std::move(shape);
+  input.low = low;
+  input.high = high;
+  return input;
+}
+Input index(Shape shape, int64_t below) {
+  Input input = real(std::move(shape), 0, static_cast<double>(below));
+  input.dtype = Dtype::i64;
+  return input;
+}
+Input given(std::vector<double> values, Shape shape, Dtype dtype) {
+  Input input = real(std::move(shape));
+  input.values = std::move(values);
+  input.dtype = dtype;
+  return input;
+}
+Input given(std::vector<double> values) {
+  const auto size = static_cast<int64_t>(values.size());
+  return given(std::move(values), {size});
+}
+Input distinct(Shape shape) {
+  const int64_t n = numel_of(shape);
+  std::vector<double> values;
+  for (int64_t place : permutation(n, {7, 0, 0})) {
+    values.push_back(
+        static_cast<double>(static_cast<float>(0.01 * static_cast<double>(place - n / 2))));
+  }
+  return given(std::move(values), std::move(shape));
+}
+
+Tolerance accumulating(int64_t length) {
+  const double growth = std::sqrt(static_cast<double>(std::max<int64_t>(1, length)));
+  return {1e-5, 4e-7 * growth, 2e-5, 1e-6 * growth};
+}
+
+Options Options::without_gradients() const {
+  Options copy = *this;
+  copy.gradients = false;
+  return copy;
+}
+Options Options::with_seed(uint64_t seed_) const {
+  Options copy = *this;
+  copy.seed = seed_;
+  return copy;
+}
+Options Options::with_threads_mattering() const {
+  Options copy = *this;
+  copy.thread_independent = false;
+  return copy;
+}
+
+std::vector<std::string> run_row(const std::string& op, const std::vector<Input>& inputs,
+                                 const Call& call, const Reference& reference,
+                                 const Options& options) {
+  std::vector<std::string> problems;
+  try {
+    problems = RowRun(inputs, call, reference, options).problems();
+  } catch (const std::exception& error) {
+    problems.push_back(text("threw: ", error.what()));
+  }
+  poison_fresh_memory(false);
+  std::string shapes;
+  for (const Input& input : inputs) shapes += text(' ', input.dtype, input.shape);
+  for (std::string& problem : problems) problem = text(op, shapes, ": ", problem);
+  return problems;
+}
+
+void op_row(const std::string& op, const std::vector<Input>& inputs, const Call& call,
+            const Reference& reference, const Options& options) {
+  const std::vector<std::string> problems = run_row(op, inputs, call, reference, options);
+  for (const std::string& problem : problems) FAIL_CHECK(problem);
+  CHECK(problems.empty());
+}
+
+void op_error(const std::string& op, const std::string& message,
+              const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    const std::string got = error.what();
+    CAPTURE(got);
+    CHECK_MESSAGE(got.starts_with(op), op, ": the message does not start with the op's name");
+    CHECK_MESSAGE(got.find(message) != std::string::npos, op, ": wanted a message with \"", message,
+                  "\"");
+    return;
+  }
+  FAIL_CHECK(text(op, ": wanted an error with \"", message, "\", got none"));
+}
+
+Array to_array(const Tensor& tensor) {
+  Array array(tensor.shape(), 0.0, tensor.dtype());
+  const auto read = [&]<class T>(T) {
+    const std::vector<T> values = tensor.to_vector<T>();
+    std::transform(values.begin(), values.end(), array.values.begin(),
+                   [](T value) { return static_cast<double>(value); });
+  };
+  switch (tensor.dtype()) {
+    case Dtype::f32:
+      read(float{});
+      break;
+    case Dtype::f64:
+      read(double{});
+      break;
+    case Dtype::i64:
+      read(int64_t{});
+      break;
+    case Dtype::i32:
+      read(int32_t{});
+      break;
+    case Dtype::u8:
+      read(uint8_t{});
+      break;
+    default:
+      fail("op_table: cannot read a tensor of ", tensor.dtype());
+  }
+  return array;
+}
+
+std::string compare(const Array& ours, const Array& reference, double rtol, double atol) {
+  if (ours.shape != reference.shape) {
+    return text("shape ", ours.shape, ", the reference has ", reference.shape);
+  }
+  if (ours.dtype != reference.dtype) {
+    return text("type ", ours.dtype, ", the reference has ", reference.dtype);
+  }
+  // Rounds to the next float, or to infinity.
+  constexpr double kLargest = 0x1.ffffffp+127;
+  for (size_t i = 0; i < ours.values.size(); ++i) {
+    const double a = ours.values[i];
+    double b = reference.values[i];
+    if (reference.dtype == Dtype::f32 && std::fabs(b) >= kLargest) {
+      b = std::copysign(std::numeric_limits<double>::infinity(), b);
+    }
+    if (a == b || (std::isnan(a) && std::isnan(b))) continue;
+    if (std::isfinite(a) && std::isfinite(b) && std::fabs(a - b) <= atol + rtol * std::fabs(b)) {
+      continue;
+    }
+    std::ostringstream line;
+    line.precision(9);
+    line << "element " << unravel(static_cast<int64_t>(i), ours.shape) << " is " << a
+         << ", the reference has " << b;
+    return line.str();
+  }
+  return "";
+}
+
+}  // namespace graft::test
