@@ -1,0 +1,250 @@
+// Pointwise kernels: y = f(x), dx = g f'(x), out = f(a, b) and its gradients; formulas in
+// functors.h. Layout: contiguous f32; broadcast operands by strides. A thread moves 16 bytes at a
+// time where the arrays are aligned to 16 bytes and the innermost dimension allows it, else 4.
+// Numerics: f32, as the formula says. Each element has one writer, so results are deterministic.
+// Arrays may be the same (in place), hence no __restrict__; every element is read before it is
+// written.
+#include <cstdint>
+#include <initializer_list>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/kernels.h"
+
+namespace graft::cuda {
+namespace {
+
+constexpr int kWide = 4;
+
+template <int kWidth>
+struct alignas(4 * kWidth) Pack {
+  float v[kWidth];
+};
+
+template <int kWidth>
+__device__ Pack<kWidth> load(const float* from) {
+  return *reinterpret_cast<const Pack<kWidth>*>(from);
+}
+template <int kWidth>
+__device__ void store(float* to, const Pack<kWidth>& pack) {
+  *reinterpret_cast<Pack<kWidth>*>(to) = pack;
+}
+
+bool aligned(std::initializer_list<const void*> arrays) {
+  for (const void* array : arrays) {
+    if (reinterpret_cast<uintptr_t>(array) % sizeof(Pack<kWide>) != 0) return false;
+  }
+  return true;
+}
+
+// Calls body(start, width) for every pack of 0..n-1, grid-stride; the tail goes one by one.
+template <int kWidth, class Body>
+__device__ void for_packs(int64_t n, const Body& body) {
+  const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  const int64_t packs = n / kWidth;
+  for (int64_t i = first; i < packs; i += step) body.template operator()<kWidth>(i * kWidth);
+  if constexpr (kWidth > 1) {
+    for (int64_t i = packs * kWidth + first; i < n; i += step) body.template operator()<1>(i);
+  }
+}
+
+// launch() of the wide or the narrow instantiation, for n elements.
+template <class Wide, class Narrow, class... Args>
+void launch_packs(const char* op, bool wide, int64_t n, Wide* wide_kernel, Narrow* narrow_kernel,
+                  const Args&... args) {
+  if (wide) {
+    launch(op, grid_for((n + kWide - 1) / kWide), 0, wide_kernel, args...);
+  } else {
+    launch(op, grid_for(n), 0, narrow_kernel, args...);
+  }
+}
+
+template <class F, int kWidth>
+__global__ void unary_kernel(UnaryParams params, float* y, const float* x, int64_t n) {
+  for_packs<kWidth>(n, [&]<int W>(int64_t i) {
+    Pack<W> pack = load<W>(x + i);
+    for (float& value : pack.v) value = F::f(value, params);
+    store(y + i, pack);
+  });
+}
+
+template <class F, int kWidth>
+__global__ void unary_grad_kernel(UnaryParams params, float* dx, const float* x, const float* y,
+                                  const float* g, int64_t n) {
+  for_packs<kWidth>(n, [&]<int W>(int64_t i) {
+    // The loads of arrays that F::d does not read are dropped by the compiler.
+    const Pack<W> px = load<W>(x + i), py = load<W>(y + i);
+    Pack<W> pack = load<W>(g + i);
+    for (int k = 0; k < W; ++k) pack.v[k] *= F::d(px.v[k], py.v[k], params);
+    store(dx + i, pack);
+  });
+}
+
+template <class F, int kWidth>
+__global__ void binary_kernel(float* out, const float* a, const float* b, int64_t n) {
+  for_packs<kWidth>(n, [&]<int W>(int64_t i) {
+    const Pack<W> pb = load<W>(b + i);
+    Pack<W> pack = load<W>(a + i);
+    for (int k = 0; k < W; ++k) pack.v[k] = F::f(pack.v[k], pb.v[k]);
+    store(out + i, pack);
+  });
+}
+
+struct Offsets {
+  int64_t a, b;
+};
+
+// Where the operands' elements for element i of the result are.
+__device__ Offsets offsets_of(const BroadcastShape& shape, int64_t i) {
+  Offsets at{0, 0};
+  // A division of 64 bits costs several times one of 32.
+  if (i <= UINT32_MAX) {
+    uint32_t rest = static_cast<uint32_t>(i);
+    for (int d = shape.rank - 1; d > 0; --d) {
+      const uint32_t size = static_cast<uint32_t>(shape.sizes[d]), quotient = rest / size;
+      const int64_t index = rest - quotient * size;
+      at.a += index * shape.a_strides[d];
+      at.b += index * shape.b_strides[d];
+      rest = quotient;
+    }
+    at.a += rest * shape.a_strides[0];
+    at.b += rest * shape.b_strides[0];
+    return at;
+  }
+  for (int d = shape.rank - 1; d >= 0; --d) {
+    const int64_t index = i % shape.sizes[d];
+    at.a += index * shape.a_strides[d];
+    at.b += index * shape.b_strides[d];
+    i /= shape.sizes[d];
+  }
+  return at;
+}
+
+// kWidth neighbours of an operand whose innermost stride is 1 or 0 (or any, for one element).
+template <int kWidth>
+__device__ Pack<kWidth> load_strided(const float* from, int64_t stride) {
+  Pack<kWidth> pack;
+  if (stride == 1) return load<kWidth>(from);
+  for (float& value : pack.v) value = *from;
+  return pack;
+}
+
+template <class F, int kWidth>
+__global__ void binary_broadcast_kernel(float* out, const float* a, const float* b,
+                                        BroadcastShape shape, int64_t n) {
+  const int64_t a_stride = shape.a_strides[shape.rank - 1];
+  const int64_t b_stride = shape.b_strides[shape.rank - 1];
+  for_packs<kWidth>(n, [&]<int W>(int64_t i) {
+    const Offsets at = offsets_of(shape, i);
+    const Pack<W> pb = load_strided<W>(b + at.b, b_stride);
+    Pack<W> pack = load_strided<W>(a + at.a, a_stride);
+    for (int k = 0; k < W; ++k) pack.v[k] = F::f(pack.v[k], pb.v[k]);
+    store(out + i, pack);
+  });
+}
+
+template <class F, int kWidth>
+__global__ void binary_grad_kernel(float* da, float* db, const float* a, const float* b,
+                                   const float* g, BroadcastShape shape, int64_t n) {
+  const int64_t a_stride = shape.a_strides[shape.rank - 1];
+  const int64_t b_stride = shape.b_strides[shape.rank - 1];
+  for_packs<kWidth>(n, [&]<int W>(int64_t i) {
+    const Offsets at = offsets_of(shape, i);
+    const Pack<W> pa = load_strided<W>(a + at.a, a_stride);
+    const Pack<W> pb = load_strided<W>(b + at.b, b_stride);
+    const Pack<W> pg = load<W>(g + i);
+    Pack<W> pack;
+    if (da != nullptr) {
+      for (int k = 0; k < W; ++k) pack.v[k] = pg.v[k] * F::da(pa.v[k], pb.v[k]);
+      store(da + i, pack);
+    }
+    if (db != nullptr) {
+      for (int k = 0; k < W; ++k) pack.v[k] = pg.v[k] * F::db(pa.v[k], pb.v[k]);
+      store(db + i, pack);
+    }
+  });
+}
+
+int64_t count_of(const BroadcastShape& shape) {
+  int64_t n = 1;
+  for (int d = 0; d < shape.rank; ++d) n *= shape.sizes[d];
+  return n;
+}
+
+// Packs must not cross an end of the innermost dimension, and must start aligned in every operand.
+bool packable(const BroadcastShape& shape) {
+  const int last = shape.rank - 1;
+  if (shape.sizes[last] % kWide != 0) return false;
+  for (const int64_t* strides : {shape.a_strides, shape.b_strides}) {
+    if (strides[last] != 0 && strides[last] != 1) return false;
+    if (strides[last] == 0) continue;
+    for (int d = 0; d < last; ++d) {
+      if (strides[d] % kWide != 0) return false;
+    }
+  }
+  return true;
+}
+
+// A scalar result as one element of one dimension, so that the innermost one always exists.
+BroadcastShape at_least_1d(BroadcastShape shape) {
+  if (shape.rank == 0) {
+    shape.rank = 1;
+    shape.sizes[0] = 1;
+  }
+  return shape;
+}
+
+}  // namespace
+
+void unary(Unary op, UnaryParams params, float* y, const float* x, int64_t n) {
+  visit(op, [=](auto functor) {
+    using F = decltype(functor);
+    launch_packs("unary", aligned({y, x}), n, unary_kernel<F, kWide>, unary_kernel<F, 1>, params, y,
+                 x, n);
+  });
+}
+
+void unary_grad(Unary op, UnaryParams params, float* dx, const float* x, const float* y,
+                const float* g, int64_t n) {
+  if (x == nullptr) x = g;
+  if (y == nullptr) y = g;
+  visit(op, [=](auto functor) {
+    using F = decltype(functor);
+    launch_packs("unary_grad", aligned({dx, x, y, g}), n, unary_grad_kernel<F, kWide>,
+                 unary_grad_kernel<F, 1>, params, dx, x, y, g, n);
+  });
+}
+
+void binary(Binary op, float* out, const float* a, const float* b, int64_t n) {
+  visit(op, [=](auto functor) {
+    using F = decltype(functor);
+    launch_packs("binary", aligned({out, a, b}), n, binary_kernel<F, kWide>, binary_kernel<F, 1>,
+                 out, a, b, n);
+  });
+}
+
+void binary_broadcast(Binary op, float* out, const float* a, const float* b,
+                      const BroadcastShape& given) {
+  const BroadcastShape shape = at_least_1d(given);
+  const bool wide = packable(shape) && aligned({out, a, b});
+  const int64_t n = count_of(shape);
+  visit(op, [&](auto functor) {
+    using F = decltype(functor);
+    launch_packs("binary_broadcast", wide, n, binary_broadcast_kernel<F, kWide>,
+                 binary_broadcast_kernel<F, 1>, out, a, b, shape, n);
+  });
+}
+
+void binary_grad(Binary op, float* da, float* db, const float* a, const float* b, const float* g,
+                 const BroadcastShape& given) {
+  const BroadcastShape shape = at_least_1d(given);
+  const bool wide = packable(shape) && aligned({da, db, a, b, g});
+  const int64_t n = count_of(shape);
+  visit(op, [&](auto functor) {
+    using F = decltype(functor);
+    launch_packs("binary_grad", wide, n, binary_grad_kernel<F, kWide>, binary_grad_kernel<F, 1>, da,
+                 db, a, b, g, shape, n);
+  });
+}
+
+}  // namespace graft::cuda
