@@ -13,16 +13,34 @@
 
 #include "kernels/functors.h"
 #include "kernels/isa.h"
+#include "kernels/plan.h"
 #include "kernels/types.h"
 
 namespace graft {
 
 namespace cpu {
+#include "kernels/list/library.h"
 namespace avx2 {
+#include "kernels/list/depthwise.h"
+#include "kernels/list/pooling.h"
+#include "kernels/list/loss.h"
+#include "kernels/list/noise.h"
+#include "kernels/list/norm.h"
+#include "kernels/list/optim.h"
 #include "kernels/list/pointwise.h"
+#include "kernels/list/reduce.h"
+#include "kernels/list/shape.h"
 }
 namespace avx512 {
+#include "kernels/list/depthwise.h"
+#include "kernels/list/pooling.h"
+#include "kernels/list/loss.h"
+#include "kernels/list/noise.h"
+#include "kernels/list/norm.h"
+#include "kernels/list/optim.h"
 #include "kernels/list/pointwise.h"
+#include "kernels/list/reduce.h"
+#include "kernels/list/shape.h"
 }
 
 // Whether the processor (and the GRAFT_ISA environment variable, which can say "avx2") lets us use
@@ -34,15 +52,48 @@ bool use_avx512();
 #define GRAFT_PICK(name) inline decltype(avx2::name)& name = use_avx512() ? avx512::name : avx2::name
 GRAFT_PICK(unary);
 GRAFT_PICK(unary_grad);
+GRAFT_PICK(depthwise_forward);
+GRAFT_PICK(depthwise_backward_data);
+GRAFT_PICK(depthwise_backward_weight);
+GRAFT_PICK(max_pool);
+GRAFT_PICK(max_pool_grad);
+GRAFT_PICK(avg_pool);
+GRAFT_PICK(avg_pool_grad);
+GRAFT_PICK(adaptive_avg_pool);
+GRAFT_PICK(adaptive_avg_pool_grad);
 GRAFT_PICK(binary);
 GRAFT_PICK(binary_broadcast);
 GRAFT_PICK(binary_grad);
+GRAFT_PICK(reduce_sum);
+GRAFT_PICK(reduce_max);
+GRAFT_PICK(reduce_max_grad);
+GRAFT_PICK(permute);
+GRAFT_PICK(copy_rows);
+GRAFT_PICK(first_outside);
+GRAFT_PICK(gather);
+GRAFT_PICK(gather_grad);
+GRAFT_PICK(embedding);
+GRAFT_PICK(embedding_grad);
+GRAFT_PICK(cast);
+GRAFT_PICK(batch_norm_statistics);
+GRAFT_PICK(batch_norm_frozen_statistics);
+GRAFT_PICK(batch_norm_apply);
+GRAFT_PICK(batch_norm_grad);
 #undef GRAFT_PICK
 #endif
 }  // namespace cpu
 
 namespace cuda {
+#include "kernels/list/depthwise.h"
+#include "kernels/list/library.h"
+#include "kernels/list/pooling.h"
+#include "kernels/list/loss.h"
+#include "kernels/list/noise.h"
+#include "kernels/list/norm.h"
+#include "kernels/list/optim.h"
 #include "kernels/list/pointwise.h"
+#include "kernels/list/reduce.h"
+#include "kernels/list/shape.h"
 }
 
 }  // namespace graft

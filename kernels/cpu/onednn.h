@@ -1,0 +1,68 @@
+// oneDNN's engine, streams, errors and caches, in one place for convolution and matrix products.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <oneapi/dnnl/dnnl.hpp>
+
+#include "kernels/error.h"
+#include "kernels/plan.h"
+
+namespace graft::cpu::onednn {
+
+using Memory = dnnl::memory;
+using Layout = dnnl::memory::desc;
+
+const dnnl::engine& engine();
+// One stream a thread.
+dnnl::stream& stream();
+// A description without memory is undefined behaviour to execute with; null pointers are not.
+Memory wrap(const Layout& layout, const void* data);
+
+// Runs body; a library error becomes an Error that names the op and the shapes.
+template <class Body, class... Context>
+auto checked(const char* op, const Body& body, const Context&... context) {
+  try {
+    return body();
+  } catch (const dnnl::error& error) {
+    fail(op, ": oneDNN failed with status ", static_cast<int>(error.status), " (", error.message,
+         ")", context...);
+  }
+}
+
+// Everything needed to execute one planned operation. Which members are set depends on the
+// operation.
+struct Operation {
+  dnnl::primitive primitive;
+  Layout source, weight, target, bias, scratch;
+  // Backward-weights: the library's layout of the result, and the way back to ours. `reorder` is
+  // empty when they are the same. The intermediate lies behind the scratchpad.
+  Layout plain_weight;
+  dnnl::primitive reorder;
+  size_t intermediate_offset = 0;
+  bool as_product = false;  // a 1x1 backward-data that runs as a matrix product
+};
+
+// A key holds everything that the making of an operation depends on.
+using Key = std::array<int64_t, 24>;
+LibraryPlan cached(Key key, const std::function<LibraryPlan()>& make);
+
+inline const Operation& operation(const LibraryPlan& plan) {
+  return *static_cast<const Operation*>(plan.primitive.get());
+}
+
+// The number of the pair (plain layout, packed layout): 0 when they are equal.
+int packing_of(const Layout& plain, const Layout& packed);
+
+// The plan of an operation that reads `plain` weights in operation.weight's layout.
+LibraryPlan plan_of(Operation operation, const Layout& plain);
+// A product of row-major matrices: operation.source is a, .weight is b, .target the result.
+Operation product(const MatmulShape& shape, Layout& plain_b);
+
+inline dnnl::primitive_attr user_scratchpad() {
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  return attributes;
+}
+
+}  // namespace graft::cpu::onednn
