@@ -1,5 +1,5 @@
-// Module: a named tree of parameters, buffers and sub-modules. Names and file layouts are PyTorch's,
-// so that a state_dict written here loads there with strict=True, and the reverse.
+// Module: a named tree of parameters, buffers and sub-modules. Names and file layouts are
+// PyTorch's, so that a state_dict written here loads there with strict=True, and the reverse.
 #pragma once
 
 #include <map>
@@ -19,8 +19,8 @@ using StateDict = std::map<std::string, Tensor>;
 // How a tensor of ours stands in a file.
 enum class FileLayout : uint8_t {
   same,
-  conv_filter,   // OHWI in memory, OIHW in the file
-  counter,       // rank-0 i64 in the file (num_batches_tracked), kept as it was
+  conv_filter,  // OHWI in memory, OIHW in the file
+  counter,      // rank-0 i64 in the file (num_batches_tracked), kept as it was
 };
 
 struct NamedTensor {
@@ -28,6 +28,12 @@ struct NamedTensor {
   Tensor* tensor;    // the module's own tensor
   FileLayout layout;
 };
+
+// The shape that the tensor has in a file, and the conversions between memory and file. A file may
+// hold another element type (f16, bf16, f64): it is cast. The result can share storage with `file`.
+Shape file_shape(const NamedTensor& entry);
+Tensor to_file_layout(const NamedTensor& entry);  // a copy on the CPU
+Tensor from_file_layout(const Tensor& file, FileLayout layout);
 
 // What load_state_dict did. Anything in the three lists means that the file and the model differ.
 struct LoadReport {
@@ -48,10 +54,12 @@ class Module {
   virtual Tensor forward(const Tensor& x) = 0;
   Tensor operator()(const Tensor& x) { return forward(x); }
 
-  // Depth first, in registration order. Parameters are trainable tensors; buffers (running statistics)
-  // are saved but not trained.
+  // Depth first, in registration order. Parameters are trainable tensors; buffers (running
+  // statistics) are saved but not trained.
   std::vector<NamedTensor> named_parameters();
   std::vector<NamedTensor> named_buffers();
+  // Both, module by module: the order of PyTorch's state_dict.
+  std::vector<NamedTensor> named_tensors();
   // The sub-modules with their full names, this one first as "".
   std::vector<std::pair<std::string, Module*>> named_modules();
 
@@ -63,13 +71,15 @@ class Module {
 
   // Copies, in PyTorch's layout, on the CPU.
   StateDict state_dict();
-  // Fills every parameter and buffer that the file has with the right shape; never changes a shape. The
-  // caller decides whether an unclean report is an error (load_strict throws).
+  // Fills every parameter and buffer that the file has with the right shape; never changes a shape.
+  // The caller decides whether an unclean report is an error (load_strict throws). A missing
+  // num_batches_tracked is not reported: older checkpoints lack it.
   LoadReport load_state_dict(const StateDict& file);
   void load_strict(const StateDict& file, const std::string& source);
 
  protected:
-  // The tensors and modules are members of the derived class; registering them gives them names.
+  // The tensors and modules are members of the derived class; registering them gives them names,
+  // and makes a parameter want a gradient.
   void parameter(std::string name, Tensor& tensor, FileLayout layout = FileLayout::same);
   void buffer(std::string name, Tensor& tensor, FileLayout layout = FileLayout::same);
   void child(std::string name, Module& module);
@@ -82,6 +92,9 @@ class Module {
     Module* module;
     std::shared_ptr<Module> owner;  // set where the container owns it
   };
+  template <class Visit>
+  void walk(const std::string& prefix, const Visit& visit);
+
   std::vector<NamedTensor> parameters_, buffers_;
   std::vector<Child> children_;
   bool training_ = true;

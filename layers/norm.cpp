@@ -1,0 +1,71 @@
+#include "layers/norm.h"
+
+#include "engine/autograd.h"
+
+namespace graft {
+
+BatchNorm2d::BatchNorm2d(int64_t channels, float epsilon, float momentum)
+    : weight(Tensor::full({channels}, 1.0f)),
+      bias(Tensor::zeros({channels})),
+      running_mean(Tensor::zeros({channels})),
+      running_var(Tensor::full({channels}, 1.0f)),
+      num_batches_tracked(Tensor::zeros({}, Dtype::i64)),
+      epsilon_(epsilon),
+      momentum_(momentum) {
+  parameter("weight", weight);
+  parameter("bias", bias);
+  buffer("running_mean", running_mean);
+  buffer("running_var", running_var);
+  buffer("num_batches_tracked", num_batches_tracked, FileLayout::counter);
+}
+
+Tensor BatchNorm2d::apply(const Tensor& x, Activation activation, const Tensor& residual) {
+  const bool batch_statistics = !uses_running_statistics();
+  BatchNormOptions options;
+  options.training = batch_statistics;
+  options.momentum = momentum_;
+  options.epsilon = epsilon_;
+  options.activation = activation;
+  Tensor result = batch_norm(x, weight, bias, running_mean, running_var, options, residual);
+  if (batch_statistics) ++*num_batches_tracked.mutable_data<int64_t>();
+  return result;
+}
+
+const BatchNorm2d::Folded& BatchNorm2d::fold_into(const Conv2d& conv) {
+  const auto source = [](const Tensor& tensor) {
+    return std::pair(tensor.storage(), tensor.defined() ? tensor.storage()->version() : 0);
+  };
+  const decltype(Folded::sources) sources{source(conv.weight),  source(conv.bias),
+                                          source(weight),       source(bias),
+                                          source(running_mean), source(running_var)};
+  if (folded_ && folded_->sources == sources) return *folded_;
+
+  const NoGrad guard;
+  const Tensor scale = div(weight, sqrt(add(running_var, epsilon_)));
+  const Tensor centre = conv.bias.defined() ? sub(running_mean, conv.bias) : running_mean;
+  auto fresh = std::make_unique<Folded>();
+  fresh->filter = mul(conv.weight, reshape(scale, {scale.numel(), 1, 1, 1}));
+  fresh->bias = sub(bias, mul(centre, scale));
+  fresh->sources = sources;
+  folded_ = std::move(fresh);
+  return *folded_;
+}
+
+void freeze_batch_norm(Module& root, bool on) {
+  for (const auto& [name, module] : root.named_modules()) {
+    if (auto* norm = dynamic_cast<BatchNorm2d*>(module)) norm->freeze_statistics(on);
+  }
+}
+
+Tensor conv_bn_act(Conv2d& conv, BatchNorm2d& bn, const Tensor& x, Activation activation,
+                   const Tensor& residual) {
+  const bool gradient =
+      any_requires_grad({&x, &conv.weight, &conv.bias, &bn.weight, &bn.bias, &residual});
+  if (gradient || !bn.uses_running_statistics()) {
+    return bn.apply(conv(x), activation, residual);
+  }
+  const BatchNorm2d::Folded& folded = bn.fold_into(conv);
+  return conv2d_fused(x, folded.filter, folded.bias, conv.options_for(x), activation, residual);
+}
+
+}  // namespace graft
