@@ -71,6 +71,75 @@ struct BroadcastShape {
   int64_t b_strides[kMaxBroadcastRank] = {};
 };
 
+// Everything the backward pass of batch-norm reads and writes. x is (rows, channels). Null: not
+// wanted, or not there.
+struct BatchNormGrad {
+  int64_t rows = 0, channels = 0;
+  bool batch_statistics = true;  // else the statistics were constants (frozen)
+  Activation activation = Activation::none;
+  const float* g = nullptr;       // gradient of the result
+  const float* x = nullptr;       // null is allowed when frozen, dweight is null and y is given
+  const float* y = nullptr;       // the result; when null the activation's mask is made from x
+  const float* stats = nullptr;   // (3, channels), of batch_norm_statistics
+  const float* weight = nullptr;  // null: ones
+  const float* bias = nullptr;    // null: zeros
+  float* dx = nullptr;
+  float* dz = nullptr;  // g through the activation: the residual's gradient
+  float* dweight = nullptr;
+  float* dbias = nullptr;
+};
+
+enum class PairLoss : uint8_t { mse, l1, huber, bce_with_logits };
+
+struct CrossEntropyShape {
+  int64_t rows = 0, classes = 0;
+  float label_smoothing = 0;
+  int64_t ignore_index = -100;
+};
+
+// One parameter of a fused optimizer pass. m and v are the optimizer's own state.
+struct OptimTensor {
+  float* p = nullptr;
+  const float* g = nullptr;
+  float* m = nullptr;  // SGD: momentum buffer, null without momentum
+  float* v = nullptr;
+  int64_t n = 0;
+  float step_size = 0;      // AdamW: learning rate / bias correction of m
+  float root_scale = 1;     // AdamW: 1 / sqrt(bias correction of v)
+  bool first_step = false;  // SGD: the buffer starts as a copy of the gradient
+};
+
+// A reduction of (outer, axis, inner) to (outer, inner). The axis is cut into chunks when there are too
+// few outputs to keep threads busy; the cut depends on the shape alone, so that results do not
+// depend on the number of threads.
+struct ReduceShape {
+  int64_t outer = 1, axis = 1, inner = 1;
+  int64_t chunks() const {
+    constexpr int64_t kChunkElements = 32768, kMostChunks = 64;
+    if (outer >= kMostChunks || inner >= kChunkElements) return 1;
+    const int64_t wanted = axis * (inner > 0 ? inner : 1) / kChunkElements;
+    return wanted < 1 ? 1 : (wanted > kMostChunks ? kMostChunks : wanted);
+  }
+  int64_t partials() const { return chunks() > 1 ? outer * chunks() * inner : 0; }
+};
+
+// A permutation: the sizes of the result, and how far a step along each of its dimensions moves in the
+// source.
+constexpr int kMaxPermuteRank = 8;
+struct PermuteShape {
+  int rank = 0;
+  int64_t sizes[kMaxPermuteRank] = {};
+  int64_t strides[kMaxPermuteRank] = {};
+};
+
+// gather along one axis: the index's sizes and the source's strides, dimension by dimension.
+constexpr int kMaxGatherRank = 8;
+struct GatherShape {
+  int rank = 0, axis = 0;
+  int64_t sizes[kMaxGatherRank] = {};
+  int64_t strides[kMaxGatherRank] = {};
+};
+
 // Names one block of random numbers: the same key gives the same numbers on every backend and
 // with any number of threads.
 struct RngKey {

@@ -2,8 +2,8 @@
 
 // y[i] = f(x[i]). y may be x.
 void unary(Unary op, UnaryParams params, float* y, const float* x, int64_t n);
-// dx[i] = g[i] f'(x[i], y[i]). x and y may be null where uses_of(op) says that f' does not read them.
-// dx may be g.
+// dx[i] = g[i] f'(x[i], y[i]). x and y may be null where uses_of(op) says that f' does not read
+// them. dx may be g.
 void unary_grad(Unary op, UnaryParams params, float* dx, const float* x, const float* y,
                 const float* g, int64_t n);
 
