@@ -1,5 +1,6 @@
 // Pointwise ops: formulas in kernels/functors.h.
 #include "engine/autograd.h"
+#include "engine/broadcast.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
 
@@ -7,7 +8,8 @@ namespace graft {
 namespace {
 
 void check_float(const char* op, const Tensor& x) {
-  GRAFT_CHECK(x.defined() && x.dtype() == Dtype::f32, op, ": expected an f32 tensor, got ", x);
+  GRAFT_CHECK(x.defined() && x.dtype() == Dtype::f32, op, ": expected an f32 tensor, got ", x,
+              "; cast() converts");
 }
 
 Tensor unary(const char* name, Unary op, const Tensor& x, UnaryParams params = {}) {
@@ -16,17 +18,107 @@ Tensor unary(const char* name, Unary op, const Tensor& x, UnaryParams params = {
   GRAFT_KERNEL(unary, x.device(), name)
   (op, params, y.mutable_data<float>(), x.data<float>(), x.numel());
   if (!any_requires_grad({&x})) return y;
-  return record(name, {x}, y,
-                [=, x = Saved(x), y = Saved(y)](const Tensor& g, const Needs&) -> Grads {
-                  Tensor dx = empty_like(g);
-                  GRAFT_KERNEL(unary_grad, g.device(), name)
-                  (op, params, dx.mutable_data<float>(), x.get(name).data<float>(),
-                   y.get(name).data<float>(), g.data<float>(), g.numel());
-                  return {dx};
+  // Only what the derivative reads is kept.
+  const Reads reads = reads_of(op);
+  const Saved kept = reads == Reads::none ? Saved() : Saved(reads == Reads::x ? x : y);
+  return record(name, {x}, y, [=](const Tensor& g, const Needs&) -> Grads {
+    const float* values = kept.defined() ? kept.get(name).data<float>() : nullptr;
+    Tensor dx = empty_like(g);
+    GRAFT_KERNEL(unary_grad, g.device(), name)
+    (op, params, dx.mutable_data<float>(), reads == Reads::x ? values : nullptr,
+     reads == Reads::y ? values : nullptr, g.data<float>(), g.numel());
+    return {dx};
+  });
+}
+
+// The gradients of a product or a quotient. Sums and differences need no values.
+Grads product_grads(const char* name, Binary op, const Tensor& a, const Tensor& b,
+                    const Shape& a_shape, const Shape& b_shape, const Tensor& g,
+                    const Needs& needs) {
+  const BroadcastShape plan = broadcast_plan(name, g.shape(), a_shape, b_shape);
+  Tensor da = needs[0] ? empty_like(g) : Tensor(), db = needs[1] ? empty_like(g) : Tensor();
+  // An operand that was not kept is not read either; any readable address of its size will do.
+  const Tensor& a_or_b = a.defined() ? a : b;
+  const Tensor& b_or_a = b.defined() ? b : a;
+  BroadcastShape used = plan;
+  for (int d = 0; d < plan.rank; ++d) {
+    if (!a.defined()) used.a_strides[d] = plan.b_strides[d];
+    if (!b.defined()) used.b_strides[d] = plan.a_strides[d];
+  }
+  GRAFT_KERNEL(binary_grad, g.device(), name)
+  (op, needs[0] ? da.mutable_data<float>() : nullptr, needs[1] ? db.mutable_data<float>() : nullptr,
+   a_or_b.data<float>(), b_or_a.data<float>(), g.data<float>(), used);
+  return {needs[0] ? sum_to(da, a_shape) : Tensor(), needs[1] ? sum_to(db, b_shape) : Tensor()};
+}
+
+Tensor binary(const char* name, Binary op, const Tensor& a, const Tensor& b) {
+  check_float(name, a);
+  check_float(name, b);
+  GRAFT_CHECK(a.device() == b.device(), name, ": one tensor is on ", a.device(), ", the other on ",
+              b.device(), "; move one with to()");
+  Tensor y(broadcast_shape(name, a.shape(), b.shape()), Dtype::f32, a.device());
+  float* out = y.mutable_data<float>();
+  if (a.shape() == b.shape()) {
+    GRAFT_KERNEL(binary, a.device(), name)(op, out, a.data<float>(), b.data<float>(), y.numel());
+  } else {
+    GRAFT_KERNEL(binary_broadcast, a.device(), name)
+    (op, out, a.data<float>(), b.data<float>(),
+     broadcast_plan(name, y.shape(), a.shape(), b.shape()));
+  }
+  if (!any_requires_grad({&a, &b})) return y;
+  if (op == Binary::add || op == Binary::sub) {
+    return record(name, {a, b}, y,
+                  [=, a_shape = a.shape(), b_shape = b.shape()](const Tensor& g,
+                                                                const Needs& needs) -> Grads {
+                    Grads grads{needs[0] ? sum_to(g, a_shape) : Tensor(), Tensor()};
+                    if (needs[1]) grads[1] = sum_to(g, b_shape);
+                    if (needs[1] && op == Binary::sub) grads[1] = neg(grads[1]);
+                    return grads;
+                  });
+  }
+  const bool reads_a = b.requires_grad();
+  const bool reads_b = a.requires_grad() || op == Binary::div;
+  return record(name, {a, b}, y,
+                [=, a_shape = a.shape(), b_shape = b.shape(), a = reads_a ? Saved(a) : Saved(),
+                 b = reads_b ? Saved(b) : Saved()](const Tensor& g, const Needs& needs) -> Grads {
+                  return product_grads(name, op, a.get(name), b.get(name), a_shape, b_shape, g,
+                                       needs);
                 });
 }
 
 }  // namespace
+
+Tensor add(const Tensor& a, const Tensor& b) { return binary("add", Binary::add, a, b); }
+Tensor sub(const Tensor& a, const Tensor& b) { return binary("sub", Binary::sub, a, b); }
+Tensor mul(const Tensor& a, const Tensor& b) { return binary("mul", Binary::mul, a, b); }
+Tensor div(const Tensor& a, const Tensor& b) { return binary("div", Binary::div, a, b); }
+Tensor add(const Tensor& a, float b) { return unary("add", Unary::shift, a, {b, 0}); }
+Tensor sub(const Tensor& a, float b) { return unary("sub", Unary::shift, a, {-b, 0}); }
+Tensor mul(const Tensor& a, float b) { return unary("mul", Unary::scale, a, {b, 0}); }
+Tensor div(const Tensor& a, float b) { return unary("div", Unary::divide, a, {b, 0}); }
+
+Tensor neg(const Tensor& x) { return unary("neg", Unary::neg, x); }
+Tensor exp(const Tensor& x) { return unary("exp", Unary::exp, x); }
+Tensor log(const Tensor& x) { return unary("log", Unary::log, x); }
+Tensor sqrt(const Tensor& x) { return unary("sqrt", Unary::sqrt, x); }
+Tensor pow(const Tensor& x, float exponent) { return unary("pow", Unary::pow, x, {exponent, 0}); }
+Tensor abs(const Tensor& x) { return unary("abs", Unary::abs, x); }
+Tensor clamp(const Tensor& x, float low, float high) {
+  GRAFT_CHECK(low <= high, "clamp: expected low <= high, got ", low, " and ", high);
+  return unary("clamp", Unary::clamp, x, {low, high});
+}
+Tensor relu(const Tensor& x) { return unary("relu", Unary::relu, x); }
+Tensor relu6(const Tensor& x) { return unary("relu6", Unary::relu6, x); }
+Tensor leaky_relu(const Tensor& x, float slope) {
+  return unary("leaky_relu", Unary::leaky_relu, x, {slope, 0});
+}
+Tensor gelu(const Tensor& x) { return unary("gelu", Unary::gelu, x); }
+Tensor gelu_tanh(const Tensor& x) { return unary("gelu_tanh", Unary::gelu_tanh, x); }
+Tensor silu(const Tensor& x) { return unary("silu", Unary::silu, x); }
+Tensor sigmoid(const Tensor& x) { return unary("sigmoid", Unary::sigmoid, x); }
+Tensor tanh(const Tensor& x) { return unary("tanh", Unary::tanh, x); }
+Tensor hardswish(const Tensor& x) { return unary("hardswish", Unary::hardswish, x); }
+Tensor hardsigmoid(const Tensor& x) { return unary("hardsigmoid", Unary::hardsigmoid, x); }
 
 Tensor grad_reverse(const Tensor& x, float lambda) {
   check_float("grad_reverse", x);

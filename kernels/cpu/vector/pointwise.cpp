@@ -1,15 +1,15 @@
 // Pointwise kernels: y = f(x), dx = g f'(x), out = f(a, b); formulas in functors.h.
 // Layout: contiguous f32; broadcast operands by strides, innermost stride 0 or 1 in the fast loops.
-// Numerics: f32. Memory-bound: the loops are left to the compiler's vectoriser, which the branch-free
-// functors allow. No reductions, so results do not depend on the number of threads.
+// Numerics: f32. Memory-bound: the loops are left to the compiler's vectoriser, which the
+// branch-free functors allow. No reductions, so results do not depend on the number of threads.
 #include "kernels/cpu/parallel.h"
 #include "kernels/kernels.h"
 
 namespace graft::cpu::GRAFT_ISA {
 namespace {
 
-// Calls body(out_start, a_start, b_start, length) for each run of the innermost dimension (or part of
-// one) that covers the result's elements begin..end-1.
+// Calls body(out_start, a_start, b_start, length) for each run of the innermost dimension (or part
+// of one) that covers the result's elements begin..end-1.
 template <class Body>
 void for_runs(const BroadcastShape& s, int64_t begin, int64_t end, const Body& body) {
   const int last = s.rank - 1;
