@@ -13,12 +13,7 @@ class Sequential : public Module {
   // Adds a module and returns it.
   template <class M>
   std::shared_ptr<M> add(std::shared_ptr<M> module) {
-    return add(std::to_string(parts_.size()), std::move(module));
-  }
-  // The same under another name: nn.Sequential counts parts without tensors too (activations).
-  template <class M>
-  std::shared_ptr<M> add(std::string name, std::shared_ptr<M> module) {
-    child(std::move(name), std::static_pointer_cast<Module>(module));
+    child(std::to_string(parts_.size()), std::static_pointer_cast<Module>(module));
     parts_.push_back(module.get());
     return module;
   }

@@ -15,7 +15,8 @@ namespace graft {
 struct ModelOptions {
   int64_t classes = 1000;
   int64_t in_channels = 3;
-  float dropout = -1;  // before the classifier; negative: the architecture's own
+  float dropout = -1;    // before the classifier; negative: the architecture's own
+  float drop_path = -1;  // EfficientNet-Lite's, at the last block; negative: its own (0.2)
 };
 
 // An image classifier: features, then a linear head.
@@ -32,6 +33,8 @@ class ImageModel : public Module {
   virtual std::string stem_name() const = 0;
   // A freshly initialised head for another number of classes.
   virtual void replace_head(int64_t classes, RngKey key) = 0;
+  // Draws all weights anew, from the distributions of PyTorch's constructor.
+  virtual void initialise(RngKey key) = 0;
 };
 
 // "resnet18" ... "resnet152", "mobilenet_v2" ("mobilenet_v2_x0.5" for a width multiplier),
@@ -40,6 +43,9 @@ class ImageModel : public Module {
 std::unique_ptr<ImageModel> make_model(const std::string& architecture, const ModelOptions& options,
                                        RngKey key);
 std::vector<std::string> architectures();
+// The same model with its weights left unset, for a caller who fills them from a file.
+std::unique_ptr<ImageModel> make_blank_model(const std::string& architecture,
+                                             const ModelOptions& options);
 
 // The architecture whose tensors these are, by names and shapes; "" when none fits.
 std::string recognise(const WeightFile& file);
@@ -55,7 +61,7 @@ struct ModelCard {
   std::vector<std::string> class_names;
   Preprocessing preprocessing;
   std::string licence;
-  std::string source;         // file name of the converted checkpoint
+  std::string source;  // file name of the converted checkpoint
   std::string source_sha256;
 };
 Metadata to_metadata(const ModelCard& card);

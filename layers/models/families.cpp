@@ -1,0 +1,29 @@
+#include "layers/models/families.h"
+
+namespace graft {
+
+HeadedModel::HeadedModel(const ModelOptions& options, int64_t feature_width, float own_dropout,
+                         std::string head_name, std::string stem_name)
+    : head_(feature_width, options.classes),
+      dropout_(options.dropout < 0 ? own_dropout : options.dropout),
+      head_name_(std::move(head_name)),
+      stem_name_(std::move(stem_name)) {
+  GRAFT_CHECK(dropout_ < 1, "model: expected a dropout in [0, 1), got ", dropout_);
+}
+
+Tensor HeadedModel::features(const Tensor& x) {
+  const Tensor pooled_features = pooled(x);
+  if (!training() || dropout_ == 0) return pooled_features;
+  return dropout(pooled_features, dropout_, true, next_key());
+}
+
+void HeadedModel::replace_head(int64_t classes, RngKey key) {
+  head_.resize(classes);
+  initialise_head(key);
+}
+
+Tensor global_average(const Tensor& x) {
+  return reshape(adaptive_avg_pool2d(x, 1, 1), {x.dim(0), x.dim(3)});
+}
+
+}  // namespace graft
