@@ -18,17 +18,18 @@ struct Sample {
 };
 
 struct ImageDataset {
-  std::vector<Sample> samples;            // sorted by path
-  std::vector<std::string> class_names;   // sorted
+  std::vector<Sample> samples;           // sorted by path
+  std::vector<std::string> class_names;  // sorted
   std::vector<int64_t> class_counts() const;
 };
 
 // root/class/image.png; hidden files are skipped, other files that are not images are errors unless
-// `skipped` is given. Throws on: no such folder, fewer than two classes, an empty class, an unreadable folder.
+// `skipped` is given. Throws on: no such folder, fewer than two classes, an empty class, an
+// unreadable folder.
 ImageDataset read_image_folder(const std::filesystem::path& root,
                                std::vector<std::string>* skipped = nullptr);
-// A CSV file with a header; columns path (relative to the file), label (class name), optional group and
-// split ("train" / "val" / "test"). Throws naming the line.
+// A CSV file with a header; columns path (relative to the file), label (class name), optional group
+// and split ("train" / "val" / "test"). Throws naming the line.
 struct Manifest {
   ImageDataset all;
   std::vector<std::string> splits;  // per sample; empty when the file has no split column

@@ -1,5 +1,5 @@
-// Batches of images, decoded and augmented by worker threads ahead of time. The order and every random
-// draw depend on the seed, the epoch and the sample only, never on the number of workers.
+// Batches of images, decoded and augmented by worker threads ahead of time. The order and every
+// random draw depend on the seed, the epoch and the sample only, never on the number of workers.
 #pragma once
 
 #include <functional>
@@ -25,10 +25,10 @@ struct LoaderOptions {
   int64_t batch_size = 32;
   bool shuffle = false;
   bool drop_last = false;
-  bool train = false;        // train_view with `augmentation`, else eval_view
+  bool train = false;  // train_view with `augmentation`, else eval_view
   int64_t channels = 3;
-  int64_t workers = 1;       // 0: decode in the calling thread
-  int64_t prefetch = 2;      // batches kept ready
+  int64_t workers = 1;   // 0: decode in the calling thread
+  int64_t prefetch = 2;  // batches kept ready
   uint64_t seed = 0;
   BadImage bad_image = BadImage::error;
   // Bytes of decoded images kept in memory, so that later epochs skip decoding; 0 turns it off.

@@ -1,5 +1,5 @@
-// From an image to the numbers a model takes: the evaluation transform and the training augmentation,
-// after torchvision.
+// From an image to the numbers a model takes: the evaluation transform and the training
+// augmentation, after torchvision.
 #pragma once
 
 #include <array>
@@ -32,8 +32,8 @@ struct Augmentation {
   bool horizontal_flip = true;
   bool vertical_flip = false;
   double brightness = 0, contrast = 0, saturation = 0, hue = 0;  // colour jitter, as torchvision's
-  int randaugment_ops = 0;         // number of RandAugment operations; 0 off
-  int randaugment_magnitude = 9;   // 0..30
+  int randaugment_ops = 0;        // number of RandAugment operations; 0 off
+  int randaugment_magnitude = 9;  // 0..30
   friend bool operator==(const Augmentation&, const Augmentation&) = default;
 };
 
