@@ -35,7 +35,8 @@ struct MatmulShape {
   int64_t batch, m, n, k;
   bool transpose_a = false;  // a is (batch, k, m)
   bool transpose_b = false;  // b is (batch, n, k)
-  bool shared_b = false;     // b has no batch dimension: every product uses the same one
+  bool shared_a = false;     // a has no batch dimension: every product uses the same one
+  bool shared_b = false;     // likewise b
   bool bias = false;         // adds bias (n) to every row
   bool packed_b = false;     // b is a weight worth packing; batch is 1
 };

@@ -24,7 +24,7 @@ Operation product(const MatmulShape& s, Layout& plain_b) {
   const bool flat = s.batch == 1;
   const int64_t batch = flat ? 0 : s.batch;
   Operation made;
-  made.source = matrix(batch, s.m, s.k, s.transpose_a);
+  made.source = matrix(flat ? 0 : (s.shared_a ? 1 : s.batch), s.m, s.k, s.transpose_a);
   plain_b = matrix(flat ? 0 : (s.shared_b ? 1 : s.batch), s.k, s.n, s.transpose_b);
   made.target = matrix(batch, s.m, s.n, false);
   const Layout wanted_b = s.packed_b ? Layout({s.k, s.n}, kF32, Memory::format_tag::any) : plain_b;
@@ -44,18 +44,18 @@ Operation product(const MatmulShape& s, Layout& plain_b) {
 using namespace onednn;
 
 LibraryPlan matmul_plan(const MatmulShape& s) {
-  return cached(
-      {'m', s.batch, s.m, s.n, s.k, s.transpose_a, s.transpose_b, s.shared_b, s.bias, s.packed_b},
-      [&] {
-        return checked(
-            "matmul",
-            [&] {
-              Layout plain_b;
-              Operation made = product(s, plain_b);
-              return plan_of(std::move(made), plain_b);
-            },
-            " for ", s.batch, " x (", s.m, " x ", s.k, ") (", s.k, " x ", s.n, ")");
-      });
+  return cached({'m', s.batch, s.m, s.n, s.k, s.transpose_a, s.transpose_b, s.shared_a, s.shared_b,
+                 s.bias, s.packed_b},
+                [&] {
+                  return checked(
+                      "matmul",
+                      [&] {
+                        Layout plain_b;
+                        Operation made = product(s, plain_b);
+                        return plan_of(std::move(made), plain_b);
+                      },
+                      " for ", s.batch, " x (", s.m, " x ", s.k, ") (", s.k, " x ", s.n, ")");
+                });
 }
 
 void matmul(const LibraryPlan& plan, float* y, const float* a, const void* b, const float* bias,
