@@ -21,18 +21,20 @@ struct FileTensor {
 };
 
 struct WeightFile {
-  std::string format;                // "safetensors", "PyTorch zip", "PyTorch legacy"
-  std::vector<FileTensor> tensors;   // in the file's order
-  Metadata metadata;                 // safetensors' __metadata__
-  std::vector<std::string> opaque;   // what a pickle holds besides tensors: "epoch: 12", "class argparse.Namespace"
-  std::vector<std::string> notes;    // "record data/3 carries no checksum"
+  std::string format;               // "safetensors", "PyTorch zip", "PyTorch legacy"
+  std::vector<FileTensor> tensors;  // in the file's order
+  Metadata metadata;                // safetensors' __metadata__
+  std::vector<std::string>
+      opaque;  // what a pickle holds besides tensors: "epoch: 12", "class argparse.Namespace"
+  std::vector<std::string> notes;  // "record data/3 carries no checksum"
   const Tensor* find(const std::string& name) const;
 };
 
-// Reads any format, told apart by content. Errors name the file, the byte offset or tensor, and the rule.
+// Reads any format, told apart by content. Errors name the file, the byte offset or tensor, and the
+// rule.
 WeightFile read_weights(const std::filesystem::path& path);
-WeightFile read_safetensors(const std::filesystem::path& path);   // memory-mapped
-WeightFile read_torch(const std::filesystem::path& path);         // zip and legacy .pt/.pth/.bin
+WeightFile read_safetensors(const std::filesystem::path& path);  // memory-mapped
+WeightFile read_torch(const std::filesystem::path& path);        // zip and legacy .pt/.pth/.bin
 
 // Writes atomically: a temporary file in the same folder, fsync, rename, fsync of the folder. The
 // same tensors and metadata give the same bytes.
