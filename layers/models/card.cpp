@@ -18,6 +18,11 @@ constexpr const char* kLicence = "graft.licence";
 constexpr const char* kSource = "graft.source";
 constexpr const char* kSourceHash = "graft.source_sha256";
 
+// Folder names need not be valid UTF-8; what is not becomes U+FFFD.
+std::string dumped(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 Json to_json(const Preprocessing& p) {
   return {{"resize", p.resize},
           {"crop", p.crop},
@@ -80,8 +85,8 @@ Metadata to_metadata(const ModelCard& card) {
                     {kArchitecture, card.architecture},
                     {kClasses, std::to_string(card.classes)},
                     {kChannels, std::to_string(card.in_channels)},
-                    {kPreprocessing, to_json(card.preprocessing).dump()}};
-  if (!card.class_names.empty()) metadata[kClassNames] = Json(card.class_names).dump();
+                    {kPreprocessing, dumped(to_json(card.preprocessing))}};
+  if (!card.class_names.empty()) metadata[kClassNames] = dumped(card.class_names);
   if (!card.licence.empty()) metadata[kLicence] = card.licence;
   if (!card.source.empty()) metadata[kSource] = card.source;
   if (!card.source_sha256.empty()) metadata[kSourceHash] = card.source_sha256;
@@ -166,25 +171,23 @@ AdaptedModel load_for_task(const std::filesystem::path& path, int64_t classes, i
     result.changes.push_back(text(name, ": ", card.in_channels, " input channels summed to one"));
     card.in_channels = in_channels;
   }
-  if (classes != card.classes) {
-    for (const char* part : {".weight", ".bias"}) {
-      const std::string name = model.head_name() + part;
-      state.erase(name);
-      // So that the strict load below finds the whole model.
-      for (const NamedTensor& entry : model.named_parameters()) {
-        if (entry.name == name) state[name] = Tensor::zeros(file_shape(entry));
-      }
-    }
+  if (classes == card.classes) {
     model.load_strict(state, path.string());
-    model.replace_head(classes, key);
-    result.changes.push_back(text(model.head_name(), ": new head of ", classes,
-                                  " classes in place of ",
-                                  card.classes == 0 ? std::string("none") : text(card.classes)));
-    card.classes = classes;
-    card.class_names.clear();
-  } else {
-    model.load_strict(state, path.string());
+    return result;
   }
+  const std::string head[] = {model.head_name() + ".weight", model.head_name() + ".bias"};
+  for (const std::string& name : head) state.erase(name);
+  LoadReport report = model.load_state_dict(state);
+  std::erase_if(report.missing,
+                [&](const std::string& name) { return name == head[0] || name == head[1]; });
+  GRAFT_CHECK(report.clean(), path.string(), ": the tensors do not fit ", card.architecture, ":\n",
+              report.message(), "convert the file again with graft convert");
+  model.replace_head(classes, key);
+  result.changes.push_back(text(model.head_name(), ": new head of ", classes,
+                                " classes in place of ",
+                                card.classes == 0 ? std::string("none") : text(card.classes)));
+  card.classes = classes;
+  card.class_names.clear();
   return result;
 }
 

@@ -1,4 +1,4 @@
-// Short names as torchvision lists them. Two pairs of classes share a name (crane, maillot).
+// Short names as torchvision lists them; all differ.
 #include "layers/models/imagenet_classes.h"
 
 #include <iterator>
