@@ -1,0 +1,36 @@
+#include "transfer/evaluation.h"
+
+#include "engine/autograd.h"
+#include "engine/ops.h"
+#include "kernels/error.h"
+
+namespace graft {
+
+Evaluation evaluate(const Forward& forward, int64_t classes, Batches& batches, Device device,
+                    const std::function<bool(int64_t)>& keep_going) {
+  const NoGrad guard;
+  Evaluation result;
+  result.confusion = ConfusionMatrix(classes);
+  double loss_sum = 0;
+  int64_t samples = 0;
+  batches.start_epoch(0, 0);
+  for (Batch batch; batches.next(batch);) {
+    if (batch.indices.empty()) continue;  // every image of it was unreadable
+    const Tensor logits = forward(batch.images.to(device));
+    CrossEntropyOptions sum;
+    sum.reduction = Reduction::sum;
+    loss_sum += static_cast<double>(cross_entropy(logits, batch.labels.to(device), sum).item());
+    const std::vector<int64_t> actual = batch.labels.to_vector<int64_t>();
+    const std::vector<int64_t> predicted = argmax(logits).to_vector<int64_t>();
+    for (size_t i = 0; i < actual.size(); ++i) result.confusion.add(actual[i], predicted[i]);
+    samples += static_cast<int64_t>(actual.size());
+    if (!keep_going(samples)) return result;
+  }
+  GRAFT_CHECK(samples > 0, "evaluation: no image could be read");
+  result.loss = loss_sum / static_cast<double>(samples);
+  result.metrics = metrics_of(result.confusion);
+  result.complete = true;
+  return result;
+}
+
+}  // namespace graft

@@ -1,0 +1,123 @@
+#include "transfer/finetune.h"
+
+#include <cmath>
+
+#include "engine/io/weights.h"
+#include "kernels/error.h"
+#include "transfer/training_loop.h"
+
+namespace graft {
+namespace {
+
+std::string list_of_classes(const ImageDataset& data) {
+  const std::vector<int64_t> counts = data.class_counts();
+  std::string list;
+  for (size_t c = 0; c < counts.size() && c < 10; ++c) {
+    list += text(c ? ", " : "", data.class_names[c], " ", counts[c]);
+  }
+  return counts.size() > 10 ? list + ", ..." : list;
+}
+
+void describe(const TaskData& data, Observer& observer) {
+  observer.message(text(data.all.samples.size(), " images in ", data.all.class_names.size(),
+                        " classes (", list_of_classes(data.all), ")"));
+  observer.message(text(data.split.train.size(), " to train, ", data.split.held_out.size(),
+                        " to validate", data.left_out ? text(", ", data.left_out, " left out") : "",
+                        " (", data.split_source, ")"));
+  if (!data.skipped.empty()) {
+    observer.message(text(data.skipped.size(), " files are not images and are skipped, such as ",
+                          data.skipped.front()));
+  }
+}
+
+// The weights' own preprocessing, at another size where one is asked for.
+Preprocessing scaled(Preprocessing preprocessing, int64_t image_size) {
+  if (image_size == 0) return preprocessing;
+  preprocessing.resize = static_cast<int64_t>(
+      std::lround(static_cast<double>(preprocessing.resize) * static_cast<double>(image_size) /
+                  static_cast<double>(preprocessing.crop)));
+  preprocessing.crop = image_size;
+  return preprocessing;
+}
+
+void make_model_for(PreparedRun& run, Observer& observer) {
+  const FinetuneOptions& options = run.options;
+  const int64_t classes = static_cast<int64_t>(run.data.all.class_names.size());
+  const RngKey key{options.seed, 0, 0};
+  if (options.weights.empty()) {
+    run.model = make_model(options.architecture, {classes, options.channels, options.dropout}, key);
+    run.card.architecture = options.architecture;
+    run.card.preprocessing = preprocessing_of(options.architecture);
+  } else {
+    AdaptedModel adapted =
+        load_for_task(options.weights, classes, options.channels, options.dropout, key);
+    for (const std::string& change : adapted.changes) observer.message(change);
+    run.model = std::move(adapted.model);
+    run.card = std::move(adapted.card);
+  }
+  run.card.classes = classes;
+  run.card.in_channels = options.channels;
+  run.card.class_names = run.data.all.class_names;
+  run.card.preprocessing = scaled(run.card.preprocessing, options.image_size);
+}
+
+}  // namespace
+
+FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
+  check_options(options);
+  const RunFolder folder{options.out};
+  const bool keeps = !options.out.empty();
+  GRAFT_CHECK(!keeps || options.overwrite || !folder.holds_run(), options.out.string(),
+              ": already holds a run; continue it with --resume ", options.out.string(),
+              ", replace it with --force, or choose another --out");
+  PreparedRun run;
+  run.options = options;
+  run.data = read_task_data(options.data, options.validation, options.split_seed);
+  describe(run.data, observer);
+  make_model_for(run, observer);
+  if (keeps) {
+    RunConfig config{options, run.data.sha256, ""};
+    if (!options.weights.empty()) config.weights_sha256 = sha256_hex(options.weights);
+    folder.start_afresh();
+    write_config(folder, config, run.card, static_cast<int64_t>(run.data.split.train.size()),
+                 static_cast<int64_t>(run.data.split.held_out.size()));
+  }
+  return TrainingLoop(std::move(run), observer).run();
+}
+
+FinetuneResult finetune(const FinetuneOptions& options) {
+  Observer quiet;
+  return finetune(options, quiet);
+}
+
+FinetuneResult resume(const std::filesystem::path& path, const ResumeOptions& changes,
+                      Observer& observer) {
+  const RunFolder folder{path};
+  const RunConfig config = read_config(folder);
+  PreparedRun run;
+  run.options = config.options;
+  run.options.out = path;
+  if (!changes.data.empty()) run.options.data = changes.data;
+  if (changes.workers) run.options.workers = *changes.workers;
+  if (changes.device) run.options.device = *changes.device;
+  run.data = read_task_data(run.options.data, run.options.validation, run.options.split_seed);
+  GRAFT_CHECK(run.data.sha256 == config.data_sha256, run.options.data.string(),
+              ": is not the data the run was started with (files, labels, sizes or the split "
+              "differ); restore it, or start a new run");
+  describe(run.data, observer);
+  StoredState stored = read_state(folder);
+  run.card = std::move(stored.card);
+  run.state = std::move(stored.state);
+  run.model = make_model(run.card.architecture,
+                         {run.card.classes, run.card.in_channels, run.options.dropout},
+                         {run.options.seed, 0, 0});
+  run.model->load_strict(run.state.model, folder.state().string());
+  run.reports = read_metrics(folder, run.state.epoch);
+  observer.message(
+      run.state.finished
+          ? text("the run is finished: ", run.state.epoch, " epochs, ", run.state.step, " steps")
+          : text("continuing in epoch ", run.state.epoch + 1, " after step ", run.state.step));
+  return TrainingLoop(std::move(run), observer).run();
+}
+
+}  // namespace graft

@@ -1,0 +1,212 @@
+#include "transfer/run_folder.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <omp.h>
+#include <sstream>
+
+#include "engine/io/weights.h"
+#include "kernels/error.h"
+#include "transfer/version.h"
+
+namespace graft {
+namespace fs = std::filesystem;
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// Doubles go through the state file as hexadecimal floats, which are exact.
+std::string exact(double value) {
+  char buffer[40];
+  std::snprintf(buffer, sizeof buffer, "%a", value);
+  return buffer;
+}
+
+std::string read_text(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream all;
+  all << file.rdbuf();
+  GRAFT_CHECK(file.good(), path.string(), ": cannot be read");
+  return all.str();
+}
+
+class Values {
+ public:
+  Values(const Metadata& metadata, std::string file)
+      : metadata_(metadata), file_(std::move(file)) {}
+  int64_t integer(const std::string& key) const {
+    return std::strtoll(raw(key).c_str(), nullptr, 10);
+  }
+  double real(const std::string& key) const { return std::strtod(raw(key).c_str(), nullptr); }
+
+ private:
+  const std::string& raw(const std::string& key) const {
+    const auto found = metadata_.find("state." + key);
+    GRAFT_CHECK(found != metadata_.end(), file_, ": lacks \"state.", key,
+                "\", so it is not the state of a run; start the run again");
+    return found->second;
+  }
+  const Metadata& metadata_;
+  std::string file_;
+};
+
+}  // namespace
+
+bool RunFolder::holds_run() const {
+  return fs::exists(config()) || fs::exists(state()) || fs::exists(best()) || fs::exists(last()) ||
+         fs::exists(metrics());
+}
+
+void RunFolder::start_afresh() const {
+  std::error_code failed;
+  fs::create_directories(path, failed);
+  GRAFT_CHECK(!failed, path.string(), ": cannot be made: ", failed.message());
+  for (const fs::path& file : {config(), state(), metrics(), best(), last()}) {
+    fs::remove(file, failed);
+    GRAFT_CHECK(!failed, file.string(), ": cannot be removed: ", failed.message());
+  }
+}
+
+std::string to_json(const EpochReport& report) {
+  Json line;
+  line["epoch"] = report.epoch;
+  line["step"] = report.step;
+  line["learning_rate"] = report.learning_rate;
+  line["train_loss"] = report.train_loss;
+  line["train_accuracy"] = report.train_accuracy;
+  if (report.validation) {
+    line["val_loss"] = report.validation->loss;
+    line["val_accuracy"] = report.validation->accuracy;
+    line["val_balanced_accuracy"] = report.validation->balanced_accuracy;
+    line["val_macro_f1"] = report.validation->macro_f1;
+    if (report.validation->positive_f1) line["val_positive_f1"] = *report.validation->positive_f1;
+  }
+  line["best"] = report.best;
+  line["timing"] = {{"seconds", report.seconds}, {"images_per_second", report.images_per_second}};
+  return line.dump();
+}
+
+EpochReport report_from_json(const std::string& line) {
+  try {
+    const Json json = Json::parse(line);
+    EpochReport report;
+    report.epoch = json.at("epoch");
+    report.step = json.at("step");
+    report.learning_rate = json.at("learning_rate");
+    report.train_loss = json.at("train_loss");
+    report.train_accuracy = json.at("train_accuracy");
+    if (json.contains("val_loss")) {
+      EpochReport::Validation& validation = report.validation.emplace();
+      validation.loss = json.at("val_loss");
+      validation.accuracy = json.at("val_accuracy");
+      validation.balanced_accuracy = json.at("val_balanced_accuracy");
+      validation.macro_f1 = json.at("val_macro_f1");
+      if (json.contains("val_positive_f1")) {
+        validation.positive_f1 = json.at("val_positive_f1").get<double>();
+      }
+    }
+    report.best = json.at("best");
+    report.seconds = json.at("timing").at("seconds");
+    report.images_per_second = json.at("timing").at("images_per_second");
+    return report;
+  } catch (const Json::exception& error) {
+    fail("metrics.jsonl: a line is damaged: ", error.what());
+  }
+}
+
+void write_state(const RunFolder& folder, const RunState& state, const ModelCard& card) {
+  StateDict tensors;
+  for (const auto& [name, tensor] : state.model) tensors["model/" + name] = tensor;
+  for (const auto& [name, tensor] : state.optimizer) tensors["optimizer/" + name] = tensor;
+  Metadata metadata = to_metadata(card);
+  metadata["state.epoch"] = text(state.epoch);
+  metadata["state.batch"] = text(state.batch);
+  metadata["state.step"] = text(state.step);
+  metadata["state.loss"] = exact(state.sums.loss);
+  metadata["state.correct"] = text(state.sums.correct);
+  metadata["state.samples"] = text(state.sums.samples);
+  metadata["state.seconds"] = exact(state.sums.seconds);
+  metadata["state.best_epoch"] = text(state.best_epoch);
+  metadata["state.best_value"] = exact(state.best_value);
+  metadata["state.since_best"] = text(state.since_best);
+  metadata["state.finished"] = text(state.finished);
+  write_safetensors(folder.state(), tensors, metadata);
+}
+
+StoredState read_state(const RunFolder& folder) {
+  const WeightFile file = read_safetensors(folder.state());
+  const Values values(file.metadata, folder.state().string());
+  StoredState stored;
+  stored.card = card_of(file);
+  RunState& state = stored.state;
+  state.epoch = values.integer("epoch");
+  state.batch = values.integer("batch");
+  state.step = values.integer("step");
+  state.sums.loss = values.real("loss");
+  state.sums.correct = values.integer("correct");
+  state.sums.samples = values.integer("samples");
+  state.sums.seconds = values.real("seconds");
+  state.best_epoch = values.integer("best_epoch");
+  state.best_value = values.real("best_value");
+  state.since_best = values.integer("since_best");
+  state.finished = values.integer("finished") != 0;
+  for (const FileTensor& entry : file.tensors) {
+    const size_t slash = entry.name.find('/');
+    const std::string part = entry.name.substr(0, slash);
+    GRAFT_CHECK(slash != std::string::npos && (part == "model" || part == "optimizer"),
+                folder.state().string(), ": unexpected tensor \"", entry.name, "\"");
+    (part == "model" ? state.model : state.optimizer)[entry.name.substr(slash + 1)] = entry.tensor;
+  }
+  return stored;
+}
+
+void write_config(const RunFolder& folder, const RunConfig& config, const ModelCard& card,
+                  int64_t train_images, int64_t validation_images) {
+  Json json;
+  json["graft"] = version();
+  json["model"] = card.architecture;
+  json["classes"] = card.class_names;
+  json["train_images"] = train_images;
+  json["validation_images"] = validation_images;
+  json["threads"] = omp_get_max_threads();
+  json["data_sha256"] = config.data_sha256;
+  json["weights_sha256"] = config.weights_sha256;
+  json["options"] = Json::parse(options_to_json(config.options));
+  write_file_atomically(folder.config(), json.dump(2) + "\n");
+}
+
+RunConfig read_config(const RunFolder& folder) {
+  GRAFT_CHECK(fs::exists(folder.config()) && fs::exists(folder.state()), folder.path.string(),
+              ": holds no run to resume (config.json and state.safetensors); start one with --out");
+  const Json json = Json::parse(read_text(folder.config()), nullptr, false);
+  GRAFT_CHECK(json.is_object() && json.contains("options") && json.contains("data_sha256") &&
+                  json["data_sha256"].is_string(),
+              folder.config().string(), ": is damaged; start the run again with --force");
+  RunConfig config;
+  config.options = options_from_json(json["options"].dump());
+  config.data_sha256 = json["data_sha256"];
+  config.weights_sha256 = json.value("weights_sha256", "");
+  return config;
+}
+
+void write_metrics(const RunFolder& folder, const std::vector<EpochReport>& reports) {
+  std::string lines;
+  for (const EpochReport& report : reports) lines += to_json(report) + "\n";
+  write_file_atomically(folder.metrics(), lines);
+}
+
+std::vector<EpochReport> read_metrics(const RunFolder& folder, int64_t count) {
+  std::vector<EpochReport> reports;
+  if (count == 0) return reports;
+  std::istringstream lines(read_text(folder.metrics()));
+  for (std::string line; static_cast<int64_t>(reports.size()) < count;) {
+    GRAFT_CHECK(std::getline(lines, line), folder.metrics().string(), ": has ", reports.size(),
+                " epochs but the state says ", count, "; start the run again with --force");
+    reports.push_back(report_from_json(line));
+  }
+  return reports;
+}
+
+}  // namespace graft

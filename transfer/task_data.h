@@ -1,0 +1,31 @@
+// The images of a task and who trains and who judges.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "engine/data/dataset.h"
+
+namespace graft {
+
+struct TaskData {
+  ImageDataset all;
+  Split split;               // train and validation
+  int64_t left_out = 0;      // in neither: a manifest's "test" rows
+  std::string split_source;  // for people: "folders train/ and val/", "stratified, 20 % held out"
+  std::vector<std::string> skipped;  // files that are not images
+  // SHA-256 over every image's path below the data's root, label, group, split and size in bytes.
+  std::string sha256;
+};
+
+// `data` is a CSV manifest, a folder with sub-folders train/ and val/ of classes, or a folder of
+// classes. A manifest with a split column and train/val folders bring their own split; otherwise
+// `held_out` of every class is drawn with `split_seed`. Throws on what read_image_folder and
+// read_manifest throw on, and when a class has no training image or (for a held-out part) nothing
+// is held out.
+TaskData read_task_data(const std::filesystem::path& data, double held_out, uint64_t split_seed);
+
+// All images of a folder of classes, or a manifest's rows with this split ("" for all).
+ImageDataset read_images(const std::filesystem::path& data, const std::string& split = "");
+
+}  // namespace graft

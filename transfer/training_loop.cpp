@@ -1,0 +1,329 @@
+#include "transfer/training_loop.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/autograd.h"
+#include "engine/io/weights.h"
+#include "engine/rng.h"
+#include "kernels/error.h"
+#include "transfer/freeze.h"
+
+namespace graft {
+namespace {
+
+// Epochs over stored features take milliseconds; writing the weights after each would dominate.
+constexpr double kLeastSecondsBetweenSaves = 5;
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::vector<int64_t> class_counts(const ImageDataset& data, const std::vector<int64_t>& indices) {
+  std::vector<int64_t> counts(data.class_names.size());
+  for (int64_t i : indices) {
+    ++counts[static_cast<size_t>(data.samples[static_cast<size_t>(i)].label)];
+  }
+  return counts;
+}
+
+bool augments(const Augmentation& a) {
+  return a.random_resized_crop || a.horizontal_flip || a.vertical_flip || a.brightness > 0 ||
+         a.contrast > 0 || a.saturation > 0 || a.hue > 0 || a.randaugment_ops > 0;
+}
+
+void append(std::vector<std::string>& to, const std::vector<std::string>& from) {
+  to.insert(to.end(), from.begin(), from.end());
+}
+
+}  // namespace
+
+TrainingLoop::TrainingLoop(PreparedRun run, Observer& observer)
+    : run_(std::move(run)),
+      observer_(observer),
+      folder_{run_.options.out},
+      last_save_(Clock::now()) {
+  const FinetuneOptions& options = run_.options;
+  run_.model->to(options.device);
+  const TrainableCount count = apply_freeze(*run_.model, options);
+  observer_.message(text(run_.card.architecture, ": ", count.trainable_values, " of ", count.values,
+                         " weights train (", count.trainable_tensors, " of ", count.tensors,
+                         " tensors), batch-norm statistics ", to_name(options.batch_norm)));
+  std::vector<ParameterGroup> groups = parameter_groups(*run_.model, options);
+  for (const ParameterGroup& group : groups) {
+    base_rates_.push_back(group.learning_rate);
+    trainable_.insert(trainable_.end(), group.parameters.begin(), group.parameters.end());
+  }
+  if (options.optimizer == OptimizerKind::sgd) {
+    optimizer_ = make_sgd(std::move(groups), {.momentum = options.momentum});
+  } else {
+    optimizer_ = make_adamw(std::move(groups), {});
+  }
+  if (!run_.state.optimizer.empty()) optimizer_->load_state(run_.state.optimizer);
+  run_.state.optimizer.clear();
+  run_.state.model.clear();
+  loss_options_.label_smoothing = options.label_smoothing;
+  if (options.class_weights == ClassWeighting::balanced) {
+    const std::vector<float> weights =
+        balanced_class_weights(class_counts(run_.data.all, run_.data.split.train));
+    loss_options_.class_weights = Tensor::of(weights).to(options.device);
+  }
+}
+
+// The features of a frozen network are the same in every epoch unless the images change.
+bool TrainingLoop::stores_features() const {
+  return run_.options.freeze_features && !augments(run_.options.augmentation);
+}
+
+bool TrainingLoop::make_batches() {
+  const FinetuneOptions& options = run_.options;
+  const Split& split = run_.data.split;
+  const int64_t images = static_cast<int64_t>(split.train.size());
+  LoaderOptions judging;
+  judging.batch_size = options.batch;
+  judging.channels = options.channels;
+  judging.workers = options.workers;
+  judging.seed = options.seed;
+  judging.bad_image = options.bad_image;
+  LoaderOptions training = judging;
+  training.shuffle = training.train = true;
+  // Batch statistics of a single image are hardly statistics.
+  training.drop_last = options.batch_norm == BatchNormPolicy::train && images > options.batch &&
+                       images % options.batch == 1;
+  const auto open = [&](const std::vector<int64_t>& indices, const LoaderOptions& loader) {
+    return image_batches(run_.data.all, indices, run_.card.preprocessing, options.augmentation,
+                         loader);
+  };
+  ImageModel& model = *run_.model;
+  if (stores_features()) {
+    observer_.message(
+        "the features are frozen and the images not augmented: every image goes "
+        "through the network once, then the head trains from memory");
+    const auto store = [&](const std::vector<int64_t>& indices,
+                           const LoaderOptions& order) -> std::unique_ptr<Batches> {
+      if (indices.empty()) return nullptr;
+      const std::unique_ptr<Batches> source = open(indices, judging);
+      const Clock::time_point start = Clock::now();
+      Features features = compute_features(model, *source, options.device, [&](int64_t done) {
+        Progress progress{Progress::Phase::features};
+        progress.done = done;
+        progress.total = source->samples();
+        progress.images_per_second = static_cast<double>(done) / seconds_since(start);
+        return keep_going(progress);
+      });
+      append(bad_images_, source->bad_images());
+      return features.values.defined() ? feature_batches(std::move(features), order) : nullptr;
+    };
+    train_ = store(split.train, training);
+    if (!train_) return false;
+    validation_ = store(split.held_out, judging);
+    if (!validation_ && !split.held_out.empty()) return false;
+    forward_ = [&model](const Tensor& x) { return model.head(x); };
+  } else {
+    train_ = open(split.train, training);
+    if (!split.held_out.empty()) validation_ = open(split.held_out, judging);
+    forward_ = [&model](const Tensor& x) { return model.forward(x); };
+  }
+  const int64_t batches = train_->count();
+  total_steps_ = options.steps > 0 ? options.steps : options.epochs * batches;
+  epochs_ = (total_steps_ + batches - 1) / batches;
+  return true;
+}
+
+FinetuneResult TrainingLoop::run() {
+  RunState& state = run_.state;
+  if (!state.finished) {
+    if (!folder_.path.empty() && !std::filesystem::exists(folder_.state())) save();
+    if (!make_batches()) return result(true);
+  }
+  while (!state.finished) {
+    if (!train_epoch() || !judge_epoch()) {
+      save();
+      return result(true);
+    }
+    if (state.finished || seconds_since(last_save_) >= kLeastSecondsBetweenSaves) save();
+  }
+  restore_best();
+  return result(false);
+}
+
+bool TrainingLoop::train_epoch() {
+  RunState& state = run_.state;
+  if (state.batch == 0) state.sums = {};
+  if (state.batch >= train_->count()) return true;  // stopped between training and validation
+  set_training_mode(*run_.model, run_.options);
+  train_->start_epoch(state.epoch, state.batch);
+  const double seconds_before = state.sums.seconds, session_before = session_train_seconds_;
+  const Clock::time_point start = Clock::now();
+  for (Batch batch; state.step < total_steps_ && train_->next(batch);) {
+    train_step(batch);
+    ++state.batch;
+    ++state.step;
+    ++session_steps_;
+    state.sums.seconds = seconds_before + seconds_since(start);
+    session_train_seconds_ = session_before + seconds_since(start);
+    const double samples = static_cast<double>(std::max<int64_t>(state.sums.samples, 1));
+    Progress progress{Progress::Phase::training};
+    progress.done = state.batch;
+    progress.total = std::min(train_->count(), state.batch + total_steps_ - state.step);
+    progress.loss = state.sums.loss / samples;
+    progress.accuracy = static_cast<double>(state.sums.correct) / samples;
+    progress.images_per_second = samples / state.sums.seconds;
+    if (!keep_going(progress)) return false;
+    if (seconds_since(last_save_) >= run_.options.save_minutes * 60) save();
+  }
+  GRAFT_CHECK(state.sums.samples > 0, "training: no image could be read");
+  return true;
+}
+
+void TrainingLoop::train_step(const Batch& batch) {
+  const FinetuneOptions& options = run_.options;
+  const int64_t step = run_.state.step;
+  // Step 0 of the generator drew the initial weights.
+  begin_rng_step(options.seed, static_cast<uint64_t>(step) + 1);
+  if (batch.indices.empty()) return;  // every image of it was unreadable
+  const double factor = schedule_factor(options.schedule, step, total_steps_);
+  for (size_t i = 0; i < base_rates_.size(); ++i) {
+    optimizer_->groups()[i].learning_rate = static_cast<float>(base_rates_[i] * factor);
+  }
+  const Tensor logits = forward_(batch.images.to(options.device));
+  const Tensor loss = cross_entropy(logits, batch.labels.to(options.device), loss_options_);
+  const double value = static_cast<double>(loss.item());
+  GRAFT_CHECK(std::isfinite(value), "training: the loss is ", value, " at step ", step + 1,
+              "; lower the learning rate (--lr) or clip the gradients (--clip-norm 1)");
+  backward(loss);
+  if (options.clip_norm > 0) clip_grad_norm(trainable_, options.clip_norm);
+  optimizer_->step();
+  optimizer_->zero_grad();
+
+  EpochSums& sums = run_.state.sums;
+  const std::vector<int64_t> predicted = argmax(logits.detach()).to_vector<int64_t>();
+  const std::vector<int64_t> actual = batch.labels.to_vector<int64_t>();
+  sums.loss += value * static_cast<double>(actual.size());
+  sums.samples += static_cast<int64_t>(actual.size());
+  for (size_t i = 0; i < actual.size(); ++i) sums.correct += actual[i] == predicted[i];
+}
+
+bool TrainingLoop::judge_epoch() {
+  RunState& state = run_.state;
+  EpochReport report;
+  report.epoch = state.epoch + 1;
+  report.step = state.step;
+  report.learning_rate = static_cast<double>(run_.options.learning_rate) *
+                         schedule_factor(run_.options.schedule, state.step - 1, total_steps_);
+  const double samples = static_cast<double>(state.sums.samples);
+  report.train_loss = state.sums.loss / samples;
+  report.train_accuracy = static_cast<double>(state.sums.correct) / samples;
+  report.images_per_second = samples / state.sums.seconds;
+  const Clock::time_point start = Clock::now();
+  if (validation_) {
+    run_.model->eval();
+    const Evaluation judged = evaluate(forward_, run_.model->classes(), *validation_,
+                                       run_.options.device, [&](int64_t done) {
+                                         Progress progress{Progress::Phase::validation};
+                                         progress.done = done;
+                                         progress.total = validation_->samples();
+                                         return keep_going(progress);
+                                       });
+    if (!judged.complete) return false;
+    report.validation = {judged.loss, judged.metrics.accuracy, judged.metrics.balanced_accuracy,
+                         judged.metrics.macro_f1, judged.metrics.positive_f1};
+  }
+  judge_seconds_ = seconds_since(start);
+  report.seconds = state.sums.seconds + judge_seconds_;
+  state.epoch += 1;
+  state.batch = 0;
+  select(report);
+  state.finished = state.step >= total_steps_ || out_of_patience();
+  run_.reports.push_back(report);
+  observer_.epoch_done(report);
+  return true;
+}
+
+void TrainingLoop::select(EpochReport& report) {
+  RunState& state = run_.state;
+  const double value = value_of(report);
+  report.best = state.best_epoch == 0 || !report.validation || value > state.best_value;
+  if (!report.best) {
+    ++state.since_best;
+    return;
+  }
+  state.best_epoch = report.epoch;
+  state.best_value = value;
+  state.since_best = 0;
+  best_ = run_.model->state_dict();
+  best_unsaved_ = true;
+}
+
+double TrainingLoop::value_of(const EpochReport& report) const {
+  if (!report.validation) return 0;
+  switch (run_.options.criterion) {
+    case Criterion::accuracy:
+      return report.validation->accuracy;
+    case Criterion::balanced_accuracy:
+      return report.validation->balanced_accuracy;
+    case Criterion::f1:
+      return report.validation->positive_f1.value_or(report.validation->macro_f1);
+    case Criterion::loss:
+      return -report.validation->loss;
+  }
+  return 0;
+}
+
+bool TrainingLoop::out_of_patience() const {
+  return run_.options.patience > 0 && run_.state.since_best >= run_.options.patience;
+}
+
+bool TrainingLoop::keep_going(Progress progress) {
+  progress.epoch = run_.state.epoch + 1;
+  progress.epochs = epochs_;
+  if (session_steps_ > 0) {
+    const double per_step = session_train_seconds_ / static_cast<double>(session_steps_);
+    progress.seconds_left = per_step * static_cast<double>(total_steps_ - run_.state.step) +
+                            judge_seconds_ * static_cast<double>(epochs_ - run_.state.epoch);
+  }
+  observer_.progress(progress);
+  return !observer_.stop_requested();
+}
+
+void TrainingLoop::save() {
+  last_save_ = Clock::now();
+  if (folder_.path.empty()) return;
+  RunState& state = run_.state;
+  if (best_unsaved_) write_safetensors(folder_.best(), best_, to_metadata(run_.card));
+  best_unsaved_ = false;
+  state.model = run_.model->state_dict();
+  state.optimizer = optimizer_->state();
+  if (state.step > 0) write_safetensors(folder_.last(), state.model, to_metadata(run_.card));
+  if (!run_.reports.empty()) write_metrics(folder_, run_.reports);
+  write_state(folder_, state, run_.card);
+  state.model.clear();
+  state.optimizer.clear();
+}
+
+void TrainingLoop::restore_best() {
+  if (best_.empty() && run_.state.best_epoch > 0 && !folder_.path.empty()) {
+    for (const FileTensor& entry : read_safetensors(folder_.best()).tensors) {
+      best_[entry.name] = entry.tensor;
+    }
+  }
+  if (!best_.empty()) run_.model->load_strict(best_, "the best epoch");
+}
+
+FinetuneResult TrainingLoop::result(bool interrupted) {
+  FinetuneResult result;
+  if (train_) append(bad_images_, train_->bad_images());
+  if (validation_) append(bad_images_, validation_->bad_images());
+  run_.model->eval();
+  result.model = std::move(run_.model);
+  result.card = run_.card;
+  result.epochs = run_.reports;
+  result.best_epoch = run_.state.best_epoch;
+  result.steps = run_.state.step;
+  result.interrupted = interrupted;
+  result.stopped_early = !interrupted && out_of_patience();
+  result.bad_images = std::move(bad_images_);
+  return result;
+}
+
+}  // namespace graft

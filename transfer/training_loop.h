@@ -1,0 +1,64 @@
+// The loop behind finetune() and resume(): steps, validation, selection, saving.
+#pragma once
+
+#include <chrono>
+
+#include "engine/ops.h"
+#include "engine/optim.h"
+#include "transfer/batches.h"
+#include "transfer/evaluation.h"
+#include "transfer/finetune.h"
+#include "transfer/task_data.h"
+
+namespace graft {
+
+// A run made ready: from options, or from its folder.
+struct PreparedRun {
+  FinetuneOptions options;
+  TaskData data;
+  std::unique_ptr<ImageModel> model;
+  ModelCard card;
+  RunState state;  // of a new run: all zero
+  std::vector<EpochReport> reports;
+};
+
+class TrainingLoop {
+ public:
+  TrainingLoop(PreparedRun run, Observer& observer);
+  FinetuneResult run();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  bool stores_features() const;
+  bool make_batches();  // false: a stop was requested
+  bool train_epoch();   // false: a stop was requested
+  void train_step(const Batch& batch);
+  bool judge_epoch();  // false: a stop was requested
+  bool out_of_patience() const;
+  double value_of(const EpochReport& report) const;
+  bool keep_going(Progress progress);  // reports; false: a stop was requested
+  void select(EpochReport& report);
+  void save();
+  void restore_best();
+  FinetuneResult result(bool interrupted);
+
+  PreparedRun run_;
+  Observer& observer_;
+  RunFolder folder_;
+  std::unique_ptr<Batches> train_, validation_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::vector<float> base_rates_;  // of the optimizer's groups
+  std::vector<NamedParameter> trainable_;
+  CrossEntropyOptions loss_options_;
+  Forward forward_;
+  int64_t total_steps_ = 0, epochs_ = 0;
+  StateDict best_;  // of this session; empty: best.safetensors has it
+  bool best_unsaved_ = false;
+  Clock::time_point last_save_;
+  double session_train_seconds_ = 0, judge_seconds_ = 0;
+  int64_t session_steps_ = 0;
+  std::vector<std::string> bad_images_;
+};
+
+}  // namespace graft
