@@ -135,12 +135,14 @@ double round15(double x) {
   return result;
 }
 
-// Entry `index` of torch.linspace(first, last, 31), in f32 as there: counted from the nearer end.
+// Entry `index` of torch.linspace(first, last, 31), in f32 as there: counted from the nearer end,
+// with one rounding.
 double magnitude_of(double first, double last, int index) {
   const float start = static_cast<float>(first), end = static_cast<float>(last);
   const float step = (end - start) / static_cast<float>(kMagnitudes - 1);
-  return index < kMagnitudes / 2 ? start + step * static_cast<float>(index)
-                                 : end - step * static_cast<float>(kMagnitudes - 1 - index);
+  return index < kMagnitudes / 2
+             ? std::fma(step, static_cast<float>(index), start)
+             : std::fma(-step, static_cast<float>(kMagnitudes - 1 - index), end);
 }
 
 }  // namespace
