@@ -79,6 +79,25 @@ GRAFT_PICK(batch_norm_statistics);
 GRAFT_PICK(batch_norm_frozen_statistics);
 GRAFT_PICK(batch_norm_apply);
 GRAFT_PICK(batch_norm_grad);
+GRAFT_PICK(layer_norm);
+GRAFT_PICK(layer_norm_grad);
+GRAFT_PICK(group_norm);
+GRAFT_PICK(group_norm_grad);
+GRAFT_PICK(softmax);
+GRAFT_PICK(softmax_grad);
+GRAFT_PICK(log_softmax);
+GRAFT_PICK(log_softmax_grad);
+GRAFT_PICK(cross_entropy);
+GRAFT_PICK(cross_entropy_grad);
+GRAFT_PICK(pair_loss);
+GRAFT_PICK(pair_loss_sum);
+GRAFT_PICK(pair_loss_grad);
+GRAFT_PICK(loss_sum);
+GRAFT_PICK(dropout);
+GRAFT_PICK(drop_path);
+GRAFT_PICK(sgd_step);
+GRAFT_PICK(adamw_step);
+GRAFT_PICK(gradient_square_sum);
 #undef GRAFT_PICK
 #endif
 }  // namespace cpu

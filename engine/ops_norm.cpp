@@ -1,0 +1,192 @@
+// Normalisation ops. Formulas and what they keep for the backward pass:
+// kernels/cpu/vector/*_norm.cpp.
+#include "engine/autograd.h"
+#include "engine/dispatch.h"
+#include "engine/ops.h"
+
+namespace graft {
+namespace {
+
+void check_float(const char* op, const char* what, const Tensor& x) {
+  GRAFT_CHECK(x.defined() && x.dtype() == Dtype::f32, op, ": expected an f32 tensor as ", what,
+              ", got ", x);
+}
+
+// A vector with one number a channel, or undefined where that is allowed.
+void check_channels(const char* op, const char* what, const Tensor& v, int64_t channels,
+                    Device device) {
+  check_float(op, what, v);
+  GRAFT_CHECK(v.shape() == Shape{channels}, op, ": expected ", what, " of shape [", channels,
+              "], one number a channel, got ", v);
+  GRAFT_CHECK(v.device() == device, op, ": x is on ", device, " but ", what, " is on ", v.device(),
+              "; move them together with to()");
+}
+void check_optional(const char* op, const char* what, const Tensor& v, int64_t channels,
+                    Device device) {
+  if (v.defined()) check_channels(op, what, v, channels, device);
+}
+
+const float* data_or_null(const Tensor& x) { return x.defined() ? x.data<float>() : nullptr; }
+
+// A fresh vector for a gradient, if it is needed.
+Tensor grad_vector(bool needed, int64_t size, Device device) {
+  return needed ? Tensor({size}, Dtype::f32, device) : Tensor();
+}
+float* out_or_null(Tensor& x) { return x.defined() ? x.mutable_data<float>() : nullptr; }
+
+Tensor zeros_of(bool needed, const Tensor& like) { return needed ? zeros_like(like) : Tensor(); }
+
+}  // namespace
+
+Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& running_mean,
+                  Tensor& running_var, const BatchNormOptions& options, const Tensor& residual) {
+  constexpr const char* kOp = "batch_norm";
+  check_float(kOp, "x", x);
+  GRAFT_CHECK(x.rank() >= 2, kOp, ": expected x with at least 2 dimensions (rows, channels), got ",
+              x);
+  const Device device = x.device();
+  const int64_t channels = x.dim(-1), rows = channels == 0 ? 0 : x.numel() / channels;
+  check_optional(kOp, "weight", weight, channels, device);
+  check_optional(kOp, "bias", bias, channels, device);
+  check_channels(kOp, "running_mean", running_mean, channels, device);
+  check_channels(kOp, "running_var", running_var, channels, device);
+  if (residual.defined()) {
+    check_float(kOp, "residual", residual);
+    GRAFT_CHECK(residual.shape() == x.shape() && residual.device() == device, kOp,
+                ": expected a residual like x, ", x, " on ", device, ", got ", residual, " on ",
+                residual.device());
+  }
+  const bool training = options.training;
+  GRAFT_CHECK(!training || rows != 1, kOp,
+              ": expected more than 1 value per channel when training, got ", x,
+              "; use a larger batch, drop the last incomplete one, or normalise with the running "
+              "statistics (eval)");
+
+  Tensor y = empty_like(x);
+  if (rows > 0) {
+    Tensor stats({3, channels}, Dtype::f32, device);
+    if (training) {
+      GRAFT_CPU_KERNEL(batch_norm_statistics, device, kOp)
+      (stats.mutable_data<float>(), running_mean.mutable_data<float>(),
+       running_var.mutable_data<float>(), x.data<float>(), rows, channels, options.momentum,
+       options.epsilon);
+    } else {
+      GRAFT_CPU_KERNEL(batch_norm_frozen_statistics, device, kOp)
+      (stats.mutable_data<float>(), running_mean.data<float>(), running_var.data<float>(), channels,
+       options.epsilon);
+    }
+    GRAFT_CPU_KERNEL(batch_norm_apply, device, kOp)
+    (y.mutable_data<float>(), x.data<float>(), data_or_null(residual), stats.data<float>(),
+     data_or_null(weight), data_or_null(bias), options.activation, rows, channels);
+
+    if (!any_requires_grad({&x, &weight, &bias, &residual})) return y;
+    // A frozen layer needs x only for the gradient of its weight; the mask then comes from y.
+    const bool active = options.activation != Activation::none;
+    const bool keeps_x =
+        (training && (x.requires_grad() || weight.requires_grad())) || weight.requires_grad();
+    const bool keeps_y = active && (residual.defined() || !keeps_x);
+    return record(kOp, {x, weight, bias, residual}, y,
+                  [=, activation = options.activation, x = keeps_x ? Saved(x) : Saved(),
+                   y = keeps_y ? Saved(y) : Saved(), stats = Saved(stats), weight = Saved(weight),
+                   bias = Saved(bias)](const Tensor& g, const Needs& needs) -> Grads {
+                    Tensor dx = needs[0] ? empty_like(g) : Tensor();
+                    Tensor dweight = grad_vector(needs[1], channels, g.device());
+                    Tensor dbias = grad_vector(needs[2], channels, g.device());
+                    // Without an activation the residual's gradient is g itself.
+                    Tensor dz = needs[3] && active ? empty_like(g) : Tensor();
+                    if (needs[0] || needs[1] || needs[2] || dz.defined()) {
+                      BatchNormGrad args;
+                      args.rows = rows;
+                      args.channels = channels;
+                      args.batch_statistics = training;
+                      args.activation = activation;
+                      args.g = g.data<float>();
+                      args.x = data_or_null(x.get(kOp));
+                      args.y = data_or_null(y.get(kOp));
+                      args.stats = stats.get(kOp).data<float>();
+                      args.weight = data_or_null(weight.get(kOp));
+                      args.bias = data_or_null(bias.get(kOp));
+                      args.dx = out_or_null(dx);
+                      args.dz = out_or_null(dz);
+                      args.dweight = out_or_null(dweight);
+                      args.dbias = out_or_null(dbias);
+                      GRAFT_CPU_KERNEL(batch_norm_grad, g.device(), kOp)(args);
+                    }
+                    return {dx, dweight, dbias, needs[3] && !active ? g : dz};
+                  });
+  }
+  return record(kOp, {x, weight, bias, residual}, y,
+                [x = Saved(x), weight = Saved(weight), bias = Saved(bias)](
+                    const Tensor& g, const Needs& needs) -> Grads {
+                  return {needs[0] ? g : Tensor(), zeros_of(needs[1], weight.get(kOp)),
+                          zeros_of(needs[2], bias.get(kOp)), needs[3] ? g : Tensor()};
+                });
+}
+
+Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float epsilon) {
+  constexpr const char* kOp = "layer_norm";
+  check_float(kOp, "x", x);
+  GRAFT_CHECK(x.rank() >= 1, kOp, ": expected x with at least 1 dimension, got ", x);
+  const Device device = x.device();
+  const int64_t c = x.dim(-1), rows = c == 0 ? 0 : x.numel() / c;
+  check_optional(kOp, "weight", weight, c, device);
+  check_optional(kOp, "bias", bias, c, device);
+  Tensor y = empty_like(x), stats({rows, 2}, Dtype::f32, device);
+  GRAFT_CPU_KERNEL(layer_norm, device, kOp)
+  (y.mutable_data<float>(), stats.mutable_data<float>(), x.data<float>(), data_or_null(weight),
+   data_or_null(bias), rows, c, epsilon);
+  if (!any_requires_grad({&x, &weight, &bias})) return y;
+  return record(kOp, {x, weight, bias}, y,
+                [=, x = Saved(x), stats = Saved(stats), weight = Saved(weight)](
+                    const Tensor& g, const Needs& needs) -> Grads {
+                  Tensor dx = needs[0] ? empty_like(g) : Tensor();
+                  Tensor dweight = grad_vector(needs[1], c, g.device());
+                  Tensor dbias = grad_vector(needs[2], c, g.device());
+                  GRAFT_CPU_KERNEL(layer_norm_grad, g.device(), kOp)
+                  (out_or_null(dx), out_or_null(dweight), out_or_null(dbias), g.data<float>(),
+                   x.get(kOp).data<float>(), stats.get(kOp).data<float>(),
+                   data_or_null(weight.get(kOp)), rows, c);
+                  return {dx, dweight, dbias};
+                });
+}
+
+Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias,
+                  float epsilon) {
+  constexpr const char* kOp = "group_norm";
+  check_float(kOp, "x", x);
+  GRAFT_CHECK(x.rank() >= 2, kOp, ": expected x of shape (n, ..., c), got ", x);
+  const Device device = x.device();
+  const int64_t samples = x.dim(0), c = x.dim(-1);
+  GRAFT_CHECK(groups > 0 && c % groups == 0, kOp, ": expected groups that divide the ", c,
+              " channels, got ", groups);
+  check_optional(kOp, "weight", weight, c, device);
+  check_optional(kOp, "bias", bias, c, device);
+  const int64_t spatial = x.numel() == 0 ? 0 : x.numel() / samples / c;
+  // With no element there is nothing to normalise, and the gradients below are zeros.
+  const int64_t work = spatial == 0 ? 0 : samples;
+  Tensor y = empty_like(x), stats({samples, groups, 2}, Dtype::f32, device);
+  if (work > 0) {
+    GRAFT_CPU_KERNEL(group_norm, device, kOp)
+    (y.mutable_data<float>(), stats.mutable_data<float>(), x.data<float>(), data_or_null(weight),
+     data_or_null(bias), samples, spatial, c, groups, epsilon);
+  }
+  if (!any_requires_grad({&x, &weight, &bias})) return y;
+  return record(kOp, {x, weight, bias}, y,
+                [=, x = Saved(x), stats = Saved(stats), weight = Saved(weight), bias = Saved(bias)](
+                    const Tensor& g, const Needs& needs) -> Grads {
+                  if (work == 0) {
+                    return {needs[0] ? g : Tensor(), zeros_of(needs[1], weight.get(kOp)),
+                            zeros_of(needs[2], bias.get(kOp))};
+                  }
+                  Tensor dx = needs[0] ? empty_like(g) : Tensor();
+                  Tensor dweight = grad_vector(needs[1], c, g.device());
+                  Tensor dbias = grad_vector(needs[2], c, g.device());
+                  GRAFT_CPU_KERNEL(group_norm_grad, g.device(), kOp)
+                  (out_or_null(dx), out_or_null(dweight), out_or_null(dbias), g.data<float>(),
+                   x.get(kOp).data<float>(), stats.get(kOp).data<float>(),
+                   data_or_null(weight.get(kOp)), samples, spatial, c, groups);
+                  return {dx, dweight, dbias};
+                });
+}
+
+}  // namespace graft

@@ -1,0 +1,266 @@
+#include "engine/optim.h"
+
+#include <cmath>
+#include <set>
+
+#include "engine/dispatch.h"
+
+namespace graft {
+namespace {
+
+// What an optimizer keeps for one parameter. Undefined until its first step.
+struct Slot {
+  Tensor first, second;  // momentum; or exp_avg and exp_avg_sq
+  int64_t step = 0;
+};
+
+void check_gradient(const NamedParameter& parameter, const Tensor& grad, const char* op) {
+  GRAFT_CHECK(grad.dtype() == Dtype::f32 && grad.device() == parameter.tensor.device(), op,
+              ": the gradient of ", parameter.name, " is ", grad, " on ", grad.device(),
+              ", expected f32 on ", parameter.tensor.device());
+}
+
+// Shared by both optimizers: one slot a parameter, and state in and out under "parameter/entry".
+class SlotOptimizer : public Optimizer {
+ public:
+  SlotOptimizer(std::vector<ParameterGroup> groups, const char* first, const char* second,
+                bool has_step)
+      : Optimizer(std::move(groups)), first_(first), second_(second), has_step_(has_step) {
+    for (const ParameterGroup& group : groups_) {
+      for (const NamedParameter& parameter : group.parameters) slots_[parameter.name];
+    }
+  }
+
+  std::map<std::string, Tensor> state() override {
+    std::map<std::string, Tensor> result;
+    for (const auto& [name, slot] : slots_) {
+      if (slot.first.defined()) result[name + "/" + first_] = slot.first.clone();
+      if (slot.second.defined()) result[name + "/" + second_] = slot.second.clone();
+      if (has_step_ && slot.step > 0) {
+        result[name + "/step"] = Tensor::of<int64_t>({slot.step}, {});
+      }
+    }
+    return result;
+  }
+
+  void load_state(const std::map<std::string, Tensor>& state) override {
+    std::map<std::string, Slot> loaded;
+    std::set<std::string> used;
+    std::string problems;
+    const auto problem = [&](const auto&... parts) { problems += text("\n  ", parts...); };
+    // An entry of the parameter's own shape, on its device; `some` tells that it has other entries.
+    const auto take = [&](const Tensor& parameter, const std::string& key, bool some) {
+      const auto found = state.find(key);
+      if (found == state.end()) {
+        if (some) problem("missing: ", key);
+        return Tensor();
+      }
+      used.insert(key);
+      const Tensor& value = found->second;
+      if (!value.defined() || value.dtype() != Dtype::f32 || value.shape() != parameter.shape()) {
+        problem(key, ": expected f32", parameter.shape(), ", got ", value);
+        return Tensor();
+      }
+      return value.to(parameter.device()).clone();
+    };
+    for (const ParameterGroup& group : groups_) {
+      for (const auto& [name, tensor] : group.parameters) {
+        Slot& slot = loaded[name];
+        bool some = false;
+        for (const char* entry : {first_, second_, "step"}) {
+          some = some || state.count(name + "/" + entry) > 0;
+        }
+        if (*first_ != 0) slot.first = take(tensor, name + "/" + first_, some);
+        if (*second_ != 0) slot.second = take(tensor, name + "/" + second_, some);
+        if (!has_step_) continue;
+        const auto found = state.find(name + "/step");
+        if (found == state.end()) {
+          if (some) problem("missing: ", name, "/step");
+          continue;
+        }
+        used.insert(found->first);
+        if (found->second.dtype() != Dtype::i64 || found->second.numel() != 1) {
+          problem(found->first, ": expected i64[], got ", found->second);
+        } else {
+          slot.step = found->second.to_vector<int64_t>()[0];
+          if (slot.step < 1) problem(found->first, ": expected at least 1, got ", slot.step);
+        }
+      }
+    }
+    for (const auto& [key, value] : state) {
+      if (used.count(key) == 0) problem("left over: ", key, ", which this optimizer does not have");
+    }
+    GRAFT_CHECK(problems.empty(), "optimizer: the state does not fit this optimizer:", problems,
+                "\nuse the state of the same model, optimizer and settings, or start afresh");
+    slots_ = std::move(loaded);
+  }
+
+ protected:
+  // Collects the parameters of a group that have a gradient, with their slots.
+  template <class Use>
+  void each_with_gradient(ParameterGroup& group, const char* op, const Use& use) {
+    for (NamedParameter& parameter : group.parameters) {
+      const Tensor grad = parameter.tensor.grad();
+      if (!grad.defined()) continue;
+      check_gradient(parameter, grad, op);
+      const auto found = slots_.find(parameter.name);
+      GRAFT_CHECK(found != slots_.end(), op, ": ", parameter.name,
+                  " was not there when the optimizer was made; make a new optimizer");
+      use(parameter.tensor, grad, found->second);
+    }
+  }
+
+ private:
+  std::map<std::string, Slot> slots_;
+  const char *first_, *second_;
+  bool has_step_;
+};
+
+class Sgd final : public SlotOptimizer {
+ public:
+  Sgd(std::vector<ParameterGroup> groups, const SgdOptions& options)
+      : SlotOptimizer(std::move(groups), options.momentum != 0 ? "momentum" : "", "", false),
+        options_(options) {}
+
+  void step() override {
+    for (ParameterGroup& group : groups_) {
+      std::vector<OptimTensor> list;
+      each_with_gradient(group, "sgd", [&](Tensor& tensor, const Tensor& grad, Slot& slot) {
+        OptimTensor entry;
+        entry.p = tensor.mutable_data<float>();
+        entry.g = grad.data<float>();
+        entry.n = tensor.numel();
+        if (options_.momentum != 0) {
+          entry.first_step = !slot.first.defined();
+          if (entry.first_step) slot.first = empty_like(tensor);
+          entry.m = slot.first.mutable_data<float>();
+        }
+        list.push_back(entry);
+      });
+      if (list.empty()) continue;
+      GRAFT_CPU_KERNEL(sgd_step, group.parameters[0].tensor.device(), "sgd")
+      (list.data(), static_cast<int64_t>(list.size()), group.learning_rate, options_.momentum,
+       group.weight_decay, options_.nesterov);
+    }
+  }
+
+ private:
+  SgdOptions options_;
+};
+
+class AdamW final : public SlotOptimizer {
+ public:
+  AdamW(std::vector<ParameterGroup> groups, const AdamWOptions& options)
+      : SlotOptimizer(std::move(groups), "exp_avg", "exp_avg_sq", true), options_(options) {}
+
+  void step() override {
+    for (ParameterGroup& group : groups_) {
+      std::vector<OptimTensor> list;
+      each_with_gradient(group, "adamw", [&](Tensor& tensor, const Tensor& grad, Slot& slot) {
+        if (!slot.first.defined()) {
+          slot.first = zeros_like(tensor);
+          slot.second = zeros_like(tensor);
+        }
+        const double t = static_cast<double>(++slot.step);
+        OptimTensor entry;
+        entry.p = tensor.mutable_data<float>();
+        entry.g = grad.data<float>();
+        entry.m = slot.first.mutable_data<float>();
+        entry.v = slot.second.mutable_data<float>();
+        entry.n = tensor.numel();
+        entry.step_size =
+            static_cast<float>(group.learning_rate / (1 - std::pow(double{options_.beta1}, t)));
+        entry.root_scale =
+            static_cast<float>(1 / std::sqrt(1 - std::pow(double{options_.beta2}, t)));
+        list.push_back(entry);
+      });
+      if (list.empty()) continue;
+      GRAFT_CPU_KERNEL(adamw_step, group.parameters[0].tensor.device(), "adamw")
+      (list.data(), static_cast<int64_t>(list.size()), group.learning_rate * group.weight_decay,
+       options_.beta1, options_.beta2, options_.epsilon);
+    }
+  }
+
+ private:
+  AdamWOptions options_;
+};
+
+}  // namespace
+
+Optimizer::Optimizer(std::vector<ParameterGroup> groups) : groups_(std::move(groups)) {
+  std::set<std::string> names;
+  std::set<const void*> places;
+  Device device;
+  for (const ParameterGroup& group : groups_) {
+    for (const auto& [name, tensor] : group.parameters) {
+      GRAFT_CHECK(tensor.defined() && tensor.dtype() == Dtype::f32, "optimizer: expected f32 for ",
+                  name, ", got ", tensor);
+      GRAFT_CHECK(names.insert(name).second, "optimizer: the name ", name,
+                  " is there twice; state is kept by name");
+      GRAFT_CHECK(tensor.numel() == 0 || places.insert(tensor.raw()).second, "optimizer: ", name,
+                  " shares its memory with another parameter and would be updated twice; list it "
+                  "once");
+      if (names.size() == 1) device = tensor.device();
+      GRAFT_CHECK(tensor.device() == device, "optimizer: ", name, " is on ", tensor.device(),
+                  ", expected ", device, " as the parameters before it");
+    }
+  }
+}
+
+void Optimizer::zero_grad() {
+  for (ParameterGroup& group : groups_) {
+    for (NamedParameter& parameter : group.parameters) parameter.tensor.zero_grad();
+  }
+}
+
+std::unique_ptr<Optimizer> make_sgd(std::vector<ParameterGroup> groups, const SgdOptions& options) {
+  GRAFT_CHECK(options.momentum >= 0, "sgd: expected momentum of at least 0, got ",
+              options.momentum);
+  GRAFT_CHECK(!options.nesterov || options.momentum > 0, "sgd: nesterov needs a momentum above 0");
+  return std::make_unique<Sgd>(std::move(groups), options);
+}
+
+std::unique_ptr<Optimizer> make_adamw(std::vector<ParameterGroup> groups,
+                                      const AdamWOptions& options) {
+  GRAFT_CHECK(options.beta1 >= 0 && options.beta1 < 1 && options.beta2 >= 0 && options.beta2 < 1,
+              "adamw: expected beta1 and beta2 in 0..1 (1 excluded), got ", options.beta1, " and ",
+              options.beta2);
+  GRAFT_CHECK(options.epsilon >= 0, "adamw: expected epsilon of at least 0, got ", options.epsilon);
+  return std::make_unique<AdamW>(std::move(groups), options);
+}
+
+float clip_grad_norm(const std::vector<NamedParameter>& parameters, float max_norm) {
+  constexpr const char* kOp = "clip_grad_norm";
+  GRAFT_CHECK(max_norm >= 0, kOp, ": expected max_norm of at least 0, got ", max_norm);
+  std::vector<OptimTensor> list;
+  std::vector<Tensor> grads;
+  std::set<const void*> seen;
+  for (const NamedParameter& parameter : parameters) {
+    Tensor grad = parameter.tensor.grad();
+    if (!grad.defined() || grad.numel() == 0 || !seen.insert(grad.raw()).second) continue;
+    check_gradient(parameter, grad, kOp);
+    OptimTensor entry;
+    entry.g = grad.data<float>();
+    entry.n = grad.numel();
+    list.push_back(entry);
+    grads.push_back(std::move(grad));
+  }
+  if (list.empty()) return 0;
+  double sum = 0;
+  GRAFT_CPU_KERNEL(gradient_square_sum, grads[0].device(), kOp)
+  (&sum, list.data(), static_cast<int64_t>(list.size()));
+  const double norm = std::sqrt(sum);
+  if (!std::isfinite(norm)) return static_cast<float>(norm);
+  // PyTorch's formula: the small number keeps a norm of zero harmless.
+  const double factor = static_cast<double>(max_norm) / (norm + 1e-6);
+  if (factor < 1) {
+    for (Tensor& grad : grads) {
+      float* g = grad.mutable_data<float>();
+      GRAFT_CPU_KERNEL(unary, grad.device(), kOp)
+      (Unary::scale, {static_cast<float>(factor), 0.0f}, g, g, grad.numel());
+    }
+  }
+  return static_cast<float>(norm);
+}
+
+}  // namespace graft

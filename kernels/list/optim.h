@@ -1,0 +1,13 @@
+// Fused optimizer passes over `count` tensors. Included by kernels.h once per backend. The list
+// itself is in host memory.
+
+// SGD of PyTorch: d = g + weight_decay p; m = momentum m + d; p -= learning_rate (nesterov ? d +
+// momentum m : m).
+void sgd_step(const OptimTensor* tensors, int64_t count, float learning_rate, float momentum,
+              float weight_decay, bool nesterov);
+// AdamW: p -= decay p; m, v averages of g and g^2; p -= step_size m / (sqrt(v) root_scale +
+// epsilon). decay is learning rate times weight decay.
+void adamw_step(const OptimTensor* tensors, int64_t count, float decay, float beta1, float beta2,
+                float epsilon);
+// *sum = sum of g^2 over all tensors.
+void gradient_square_sum(double* sum, const OptimTensor* tensors, int64_t count);
