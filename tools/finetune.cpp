@@ -1,0 +1,335 @@
+// `graft finetune`: the command line of transfer/finetune.h.
+#include "transfer/finetune.h"
+
+#include <algorithm>
+#include <csignal>
+#include <iostream>
+#include <set>
+#include <unistd.h>
+
+#include "tools/command.h"
+#include "tools/progress.h"
+
+namespace graft {
+namespace {
+
+volatile std::sig_atomic_t pending_signal = 0;
+
+// The first signal asks for a stop after the current batch, the second ends the process at once.
+extern "C" void on_stop_signal(int signal) {
+  if (pending_signal != 0) _exit(128 + signal);
+  pending_signal = signal;
+}
+
+void catch_stop_signals() {
+  struct sigaction action {};
+  action.sa_handler = on_stop_signal;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+std::string percent(double part) { return fixed(part * 100, 1) + " %"; }
+
+std::string epoch_line(const EpochReport& report) {
+  std::string line = text("epoch ", report.epoch, ": train loss ", fixed(report.train_loss, 4),
+                          " accuracy ", percent(report.train_accuracy));
+  if (report.validation) {
+    const EpochReport::Validation& v = *report.validation;
+    line += text("; validation loss ", fixed(v.loss, 4), " accuracy ", percent(v.accuracy),
+                 " balanced ", percent(v.balanced_accuracy), " F1 ",
+                 fixed(v.positive_f1.value_or(v.macro_f1), 3));
+  }
+  return line + text("; ", fixed(report.images_per_second, 1), " images/s, ",
+                     clock_time(report.seconds), report.best ? " *" : "");
+}
+
+class Reporter : public Observer {
+ public:
+  explicit Reporter(bool json) : json_(json) {}
+
+  void message(const std::string& line) override { bar_.line(line); }
+
+  void progress(const Progress& now) override {
+    const double part = static_cast<double>(now.done) / static_cast<double>(now.total);
+    std::string before = text("epoch ", now.epoch, "/", now.epochs), after;
+    if (now.phase == Progress::Phase::features) {
+      before = "features";
+      after = fixed(now.images_per_second, 1) + " images/s";
+    } else if (now.phase == Progress::Phase::validation) {
+      before += " validation";
+    } else {
+      after = text("loss ", fixed(now.loss, 4), " accuracy ", percent(now.accuracy), " ",
+                   fixed(now.images_per_second, 1), " images/s");
+    }
+    if (now.seconds_left >= 0) after += " " + clock_time(now.seconds_left) + " left";
+    bar_.show(part, before, after);
+  }
+
+  void epoch_done(const EpochReport& report) override {
+    // A linear probe's hundred short epochs would drown the rest.
+    if (report.best || report.seconds > 2) bar_.line(epoch_line(report));
+    if (!json_) return;
+    nlohmann::ordered_json line{{"event", "epoch"}};
+    line.update(nlohmann::ordered_json::parse(to_json(report)));
+    print_json(line);
+    std::cout.flush();
+  }
+
+  bool stop_requested() override {
+    if (pending_signal == 0) return false;
+    if (!told_) bar_.line("stopping: saving the run (press Ctrl-C again to end without saving)");
+    told_ = true;
+    return true;
+  }
+
+  ProgressBar& bar() { return bar_; }
+
+ private:
+  bool json_;
+  bool told_ = false;
+  ProgressBar bar_;
+};
+
+// The command line: every option that was given replaces a value of the recipe.
+class FinetuneCommand {
+ public:
+  explicit FinetuneCommand(CLI::App& app);
+  void run();
+  CLI::App* app() { return command_; }
+
+ private:
+  template <class Get>
+  void add(const std::string& flags, Get get, const std::string& description);
+  void add_data();
+  void add_model();
+  void add_training();
+  FinetuneOptions resolve() const;
+  FinetuneResult start(Reporter& reporter);
+  FinetuneResult carry_on(Reporter& reporter);
+  void print_result(const FinetuneResult& result) const;
+
+  CLI::App* command_;
+  std::vector<std::function<void(FinetuneOptions&)>> assignments_;
+  std::string out_, resume_;
+  bool from_scratch_ = false, json_ = false;
+  ComputeOptions compute_;
+};
+
+template <class Get>
+void FinetuneCommand::add(const std::string& flags, Get get, const std::string& description) {
+  using Value = std::remove_reference_t<decltype(get(std::declval<FinetuneOptions&>()))>;
+  if constexpr (std::is_enum_v<Value>) {
+    auto name = std::make_shared<std::string>();
+    std::set<std::string> allowed;
+    for (const auto& entry : names_of<Value>()) allowed.insert(entry.first);
+    CLI::Option* option =
+        command_->add_option(flags, *name, description)->check(CLI::IsMember(allowed));
+    assignments_.push_back([=](FinetuneOptions& options) {
+      if (option->count() == 0) return;
+      for (const auto& [known, value] : names_of<Value>()) {
+        if (known == *name) get(options) = value;
+      }
+    });
+  } else {
+    // Paths are read as strings: CLI11 would take them for containers.
+    constexpr bool path = std::is_same_v<Value, std::filesystem::path>;
+    auto value = std::make_shared<std::conditional_t<path, std::string, Value>>();
+    CLI::Option* option;
+    if constexpr (std::is_same_v<Value, bool>) {
+      option = command_->add_flag(flags, *value, description);
+    } else {
+      option = command_->add_option(flags, *value, description);
+    }
+    assignments_.push_back([=](FinetuneOptions& options) {
+      if (option->count() > 0) get(options) = *value;
+    });
+  }
+}
+
+// A member of FinetuneOptions as add() wants it.
+#define GRAFT_MEMBER(member) \
+  [](FinetuneOptions & o) -> auto& { return o.member; }
+
+void FinetuneCommand::add_data() {
+  add("--data", GRAFT_MEMBER(data),
+      "folder with one sub-folder a class, folder with train/ and val/, or CSV manifest "
+      "(path,label[,group][,split])");
+  add("--validation", GRAFT_MEMBER(validation),
+      "part held out of every class, where the data has no split of its own (0.2)");
+  add("--split-seed", GRAFT_MEMBER(split_seed), "draws that split (0), whatever --seed is");
+  add("--on-bad-image", GRAFT_MEMBER(bad_image), "error, or skip and name it (error)");
+  add("--channels", GRAFT_MEMBER(channels), "3 for colour, 1 for grey (3)");
+  add("--image-size", GRAFT_MEMBER(image_size), "side of the input in pixels (the weights' own)");
+  add("--horizontal-flip,!--no-horizontal-flip", GRAFT_MEMBER(augmentation.horizontal_flip),
+      "mirror left and right at random (on; off with --freeze-features)");
+  add("--vertical-flip", GRAFT_MEMBER(augmentation.vertical_flip), "mirror top and bottom (off)");
+  add("--random-crop", GRAFT_MEMBER(augmentation.random_resized_crop),
+      "random part of the image, resized (off)");
+  add("--min-scale", GRAFT_MEMBER(augmentation.min_scale), "least area of that part (0.08)");
+  add("--brightness", GRAFT_MEMBER(augmentation.brightness), "colour jitter (0)");
+  add("--contrast", GRAFT_MEMBER(augmentation.contrast), "colour jitter (0)");
+  add("--saturation", GRAFT_MEMBER(augmentation.saturation), "colour jitter (0)");
+  add("--hue", GRAFT_MEMBER(augmentation.hue), "colour jitter (0)");
+  add("--randaugment", GRAFT_MEMBER(augmentation.randaugment_ops),
+      "number of RandAugment operations (0)");
+  add("--randaugment-magnitude", GRAFT_MEMBER(augmentation.randaugment_magnitude), "0 to 30 (9)");
+}
+
+void FinetuneCommand::add_model() {
+  add("--weights", GRAFT_MEMBER(weights), "pre-trained weights from graft convert");
+  add("--arch", GRAFT_MEMBER(architecture), "architecture for --from-scratch; see graft info");
+  command_->add_flag("--from-scratch", from_scratch_, "random weights instead of --weights");
+  add("--dropout", GRAFT_MEMBER(dropout), "before the head (the architecture's own)");
+  add("--freeze", GRAFT_MEMBER(freeze),
+      "parts that do not train, such as layer1 or features.[*]; repeatable");
+  add("--freeze-features", GRAFT_MEMBER(freeze_features), "train the head only (linear probe)");
+  add("--batch-norm", GRAFT_MEMBER(batch_norm),
+      "statistics: frozen, or train (frozen; train from scratch)");
+}
+
+void FinetuneCommand::add_training() {
+  add("--epochs", GRAFT_MEMBER(epochs), "passes over the data (5; linear probe 100)");
+  add("--steps", GRAFT_MEMBER(steps), "number of steps instead of --epochs");
+  add("--batch", GRAFT_MEMBER(batch), "images a step (32)");
+  add("--optimizer", GRAFT_MEMBER(optimizer), "adamw or sgd (adamw)");
+  add("--lr", GRAFT_MEMBER(learning_rate),
+      "peak learning rate (5e-4; linear probe 3e-3; from scratch 2e-3)");
+  add("--head-lr-multiplier", GRAFT_MEMBER(head_multiplier), "the head's rate over --lr (1)");
+  add("--momentum", GRAFT_MEMBER(momentum), "of sgd (0.9)");
+  add("--weight-decay", GRAFT_MEMBER(weight_decay), "not on biases and norms (0.01)");
+  add("--clip-norm", GRAFT_MEMBER(clip_norm), "largest joint norm of the gradients (0: any)");
+  add("--schedule", GRAFT_MEMBER(schedule.kind), "constant, cosine or one-cycle (one-cycle)");
+  add("--warmup", GRAFT_MEMBER(schedule.warmup), "rising part of constant and cosine (0)");
+  add("--rise", GRAFT_MEMBER(schedule.rise), "rising part of one-cycle (0.3)");
+  add("--label-smoothing", GRAFT_MEMBER(label_smoothing), "0 to below 1 (0)");
+  add("--class-weights", GRAFT_MEMBER(class_weights), "none or balanced (none)");
+  add("--metric", GRAFT_MEMBER(criterion),
+      "what picks the best epoch: accuracy, balanced_accuracy, f1 or loss (accuracy)");
+  add("--patience", GRAFT_MEMBER(patience),
+      "stop after so many epochs without a better one (0: no)");
+  add("--seed", GRAFT_MEMBER(seed), "of weights, order and augmentation (0)");
+  add("--workers", GRAFT_MEMBER(workers), "threads that decode images (1)");
+  add("--save-minutes", GRAFT_MEMBER(save_minutes), "save at least this often (5)");
+}
+#undef GRAFT_MEMBER
+
+FinetuneCommand::FinetuneCommand(CLI::App& app) {
+  command_ = add_command(
+      app, "finetune", "Train a pre-trained model on your own images",
+      "graft finetune --data photos --weights lite0.safetensors --out run\n"
+      "graft finetune --data photos --weights lite0.safetensors --out probe --freeze-features\n"
+      "graft finetune --data photos --arch small_cnn --from-scratch --epochs 20 --out scratch\n"
+      "graft finetune --resume run");
+  command_->add_option("--out", out_, "folder of the run, to be made");
+  command_->add_option("--resume", resume_, "folder of an interrupted run to continue");
+  add_data();
+  add_model();
+  add_training();
+  compute_.add_to(*command_);
+  add_json_option(*command_, json_);
+  add(
+      "--force", [](FinetuneOptions & o) -> auto& { return o.overwrite; },
+      "replace the run that --out holds");
+}
+
+FinetuneOptions FinetuneCommand::resolve() const {
+  const auto given = [&](const char* flag) { return command_->count(flag) > 0; };
+  if (out_.empty()) throw UsageError("finetune: --out RUN is missing: the folder for the results");
+  if (!given("--data")) throw UsageError("finetune: --data is missing: the folder of your images");
+  if (from_scratch_ && given("--weights")) {
+    throw UsageError("finetune: --from-scratch and --weights contradict each other");
+  }
+  if (from_scratch_ != given("--arch")) {
+    throw UsageError("finetune: --arch NAME and --from-scratch go together; graft info lists them");
+  }
+  if (!from_scratch_ && !given("--weights")) {
+    throw UsageError(
+        "finetune: --weights is missing; get some with graft convert, or train "
+        "with --arch NAME --from-scratch");
+  }
+  FinetuneOptions options = from_scratch_                ? FinetuneOptions::from_scratch()
+                            : given("--freeze-features") ? FinetuneOptions::linear_probe()
+                                                         : FinetuneOptions::fine_tuning();
+  for (const auto& assign : assignments_) assign(options);
+  options.out = out_;
+  try {
+    check_options(options);
+  } catch (const Error& error) {
+    throw UsageError(error.what());
+  }
+  return options;
+}
+
+FinetuneResult FinetuneCommand::start(Reporter& reporter) {
+  FinetuneOptions options = resolve();
+  options.device = compute_.apply();
+  return finetune(options, reporter);
+}
+
+FinetuneResult FinetuneCommand::carry_on(Reporter& reporter) {
+  const std::set<std::string> allowed{"--resume", "--data", "--workers", "--threads",
+                                      "--device", "--json", "--help"};
+  for (const CLI::Option* option : command_->get_options()) {
+    if (option->count() > 0 && allowed.count("--" + option->get_lnames().front()) == 0) {
+      throw UsageError(text("finetune: --", option->get_lnames().front(),
+                            " cannot change while a run is resumed; only --data (moved), "
+                            "--workers, --threads and --device can"));
+    }
+  }
+  ResumeOptions changes;
+  FinetuneOptions given;
+  for (const auto& assign : assignments_) assign(given);
+  if (command_->count("--data") > 0) changes.data = given.data;
+  if (command_->count("--workers") > 0) changes.workers = given.workers;
+  const Device device = compute_.apply();
+  if (command_->count("--device") > 0) changes.device = device;
+  return resume(resume_, changes, reporter);
+}
+
+void FinetuneCommand::run() {
+  catch_stop_signals();
+  Reporter reporter(json_);
+  if (resume_.empty()) {
+    print_result(start(reporter));
+  } else {
+    print_result(carry_on(reporter));
+  }
+}
+
+void FinetuneCommand::print_result(const FinetuneResult& result) const {
+  const RunFolder folder{resume_.empty() ? out_ : resume_};
+  for (const std::string& bad : result.bad_images) std::cerr << "skipped " << bad << "\n";
+  if (json_) {
+    nlohmann::ordered_json line{{"event", result.interrupted ? "interrupted" : "done"},
+                                {"run", folder.path.string()},
+                                {"epochs", result.epochs.size()},
+                                {"steps", result.steps},
+                                {"stopped_early", result.stopped_early},
+                                {"bad_images", result.bad_images.size()}};
+    if (result.best() != nullptr) {
+      line["best"] = nlohmann::ordered_json::parse(to_json(*result.best()));
+      line["weights"] = folder.best().string();
+    }
+    print_json(line);
+  }
+  if (result.interrupted) {
+    std::cerr << "stopped after step " << result.steps
+              << "; everything is saved. Continue with:\n  graft finetune --resume "
+              << folder.path.string() << "\n";
+    throw Exit{128 + (pending_signal != 0 ? static_cast<int>(pending_signal) : SIGINT)};
+  }
+  if (json_ || result.best() == nullptr) return;
+  std::cout << (result.stopped_early ? "stopped early; " : "") << "best "
+            << epoch_line(*result.best()) << "\n"
+            << "weights: " << folder.best().string() << "\n"
+            << "try:     graft predict --weights " << folder.best().string() << " IMAGE\n";
+}
+
+}  // namespace
+
+void add_finetune(CLI::App& app) {
+  auto command = std::make_shared<FinetuneCommand>(app);
+  command->app()->callback([command] { command->run(); });
+}
+
+}  // namespace graft
