@@ -23,13 +23,20 @@ struct ImageDataset {
   std::vector<int64_t> class_counts() const;
 };
 
-// root/class/image.png; hidden files are skipped, other files that are not images are errors unless
-// `skipped` is given. Throws on: no such folder, fewer than two classes, an empty class, an
-// unreadable folder.
+// root/class/image.png: one sub-folder a class, searched to any depth; symbolic links are followed,
+// a folder that was visited already is not entered again. Hidden files and desktop litter
+// (Thumbs.db,
+// __MACOSX) are passed over. Other files that are not JPEG or PNG (by content where the extension
+// does not tell) are an error, or go into `skipped` as "path: reason" where it is given. Throws on:
+// no such folder, pictures outside a class folder, fewer than two classes, an empty class, a folder
+// or file that cannot be read, a root that holds splits (train/, val/) instead of classes.
 ImageDataset read_image_folder(const std::filesystem::path& root,
                                std::vector<std::string>* skipped = nullptr);
-// A CSV file with a header; columns path (relative to the file), label (class name), optional group
-// and split ("train" / "val" / "test"). Throws naming the line.
+// A CSV file (RFC 4180 quoting, UTF-8, header line) with the columns path (absolute, or relative to
+// the file), label (class name) and optionally group and split ("train", "val" or "test"); further
+// columns are ignored. Throws naming the line: a field missing, a file missing or listed twice, an
+// unknown split, a quote that is not closed; and on fewer than two classes or a class without a
+// train sample.
 struct Manifest {
   ImageDataset all;
   std::vector<std::string> splits;  // per sample; empty when the file has no split column
@@ -39,7 +46,9 @@ Manifest read_manifest(const std::filesystem::path& csv);
 struct Split {
   std::vector<int64_t> train, held_out;  // indices into samples, ascending
 };
-// Draws `held_out_fraction` of every (label, group) stratum, at least one where it has two.
+// Draws round(held_out_fraction * n) of the n samples of every (label, group) stratum; where it has
+// two or more, at least one is held out and one kept. A function of the paths, the labels and the
+// seed.
 Split stratified_split(const ImageDataset& data, double held_out_fraction, uint64_t seed);
 
 // Weights that give every class the same total: n / (classes * count).

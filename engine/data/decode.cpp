@@ -100,23 +100,29 @@ Image decode_image(std::span<const uint8_t> bytes, int64_t channels, const std::
   GRAFT_CHECK(structure.fault.empty(), name, ": ", structure.fault,
               "; fetch the file again or remove it");
 
-  const int size = static_cast<int>(bytes.size());
-  int width = 0, height = 0, found = 0;
-  const auto reason = [] {
-    const char* why = stbi_failure_reason();
-    return why == nullptr ? "unknown reason" : why;
-  };
-  GRAFT_CHECK(stbi_info_from_memory(bytes.data(), size, &width, &height, &found), name,
-              ": damaged or unusual ", kind.name, " header (", reason(),
-              "); save it again as baseline JPEG or PNG");
-  GRAFT_CHECK(width >= 1 && height >= 1 && width <= STBI_MAX_DIMENSIONS &&
-                  height <= STBI_MAX_DIMENSIONS && int64_t{width} * height <= limits.max_pixels,
-              name, ": ", width, " x ", height, " pixels, the limit is ", limits.max_pixels,
-              " in all and ", STBI_MAX_DIMENSIONS, " a side; scale the image down");
+  GRAFT_CHECK(structure.width >= 1 && structure.height >= 1, name, ": damaged ", kind.name,
+              " header, the picture is ", structure.width, " x ", structure.height,
+              "; fetch the file again or remove it");
+  GRAFT_CHECK(structure.width <= STBI_MAX_DIMENSIONS && structure.height <= STBI_MAX_DIMENSIONS &&
+                  structure.width * structure.height <= limits.max_pixels,
+              name, ": ", structure.width, " x ", structure.height, " pixels, the limit is ",
+              limits.max_pixels, " in all and ", STBI_MAX_DIMENSIONS,
+              " a side; scale the image down");
+  if (kind.kind == FileKind::png) {
+    const std::string fault = inflate_fault(bytes);
+    GRAFT_CHECK(fault.empty(), name, ": ", fault, "; fetch the file again or remove it");
+  }
 
-  Pixels pixels(stbi_load_from_memory(bytes.data(), size, &width, &height, &found, 0));
-  GRAFT_CHECK(pixels != nullptr, name, ": damaged or unusual ", kind.name, " data (", reason(),
+  int width = 0, height = 0, found = 0;
+  const Pixels pixels(stbi_load_from_memory(bytes.data(), static_cast<int>(bytes.size()), &width,
+                                            &height, &found, 0));
+  const char* reason = stbi_failure_reason();
+  GRAFT_CHECK(pixels != nullptr, name, ": damaged or unusual ", kind.name, " data (",
+              reason == nullptr ? "unknown reason" : reason,
               "); fetch it again or save it again as baseline JPEG or PNG");
+  GRAFT_CHECK(width == structure.width && height == structure.height, name, ": damaged ", kind.name,
+              " data, decoded to ", width, " x ", height, " instead of ", structure.width, " x ",
+              structure.height);
   Image image{width, height, channels, {}};
   image.pixels.resize(static_cast<size_t>(image.width * image.height * channels));
   for (int64_t y = 0; y < height; ++y) {

@@ -2,7 +2,6 @@
 
 #include <cstring>
 #include <string_view>
-#include <zlib.h>
 
 #include "kernels/error.h"
 
@@ -122,6 +121,9 @@ FileStructure walk_jpeg(Bytes bytes) {
       // Decoders keep state per frame header; a second one has been the way into more than one.
       if (seen_frame) return {"damaged JPEG: more than one frame header"};
       seen_frame = true;
+      if (payload.size() < 6) return {"damaged JPEG: the frame header is too short"};
+      result.height = big_endian(payload, 1, 2);
+      result.width = big_endian(payload, 3, 2);
     } else if (marker == 0xE1 && !seen_exif && has(payload, 0, std::string_view("Exif\0\0", 6))) {
       seen_exif = true;
       result.orientation = exif_orientation(payload.subspan(6));
@@ -130,40 +132,6 @@ FileStructure walk_jpeg(Bytes bytes) {
       if (++scans > kMaxScans) return {text("damaged JPEG: more than ", kMaxScans, " scans")};
       at = end_of_scan(bytes, at);
     }
-  }
-}
-
-FileStructure walk_png(Bytes bytes) {
-  FileStructure result;
-  const std::string truncated = "truncated PNG: the data ends before the IEND chunk";
-  size_t at = kPngSignature.size();
-  bool first = true, seen_data = false;
-  for (;;) {
-    if (bytes.size() - at < 12) return {truncated};
-    const size_t length = big_endian(bytes, at, 4);
-    if (length > 0x7FFFFFFF) return {text("damaged PNG: chunk of length ", length)};
-    const bool header = has(bytes, at + 4, "IHDR");
-    if (first != header) return {"damaged PNG: it does not begin with one IHDR chunk"};
-    if (length > bytes.size() - at - 12) return {truncated};
-    const Bytes type = bytes.subspan(at + 4, 4), payload = bytes.subspan(at + 8, length);
-    const bool critical = (type[0] & 0x20) == 0;
-    if (critical && crc32(crc32(0, nullptr, 0), type.data(), static_cast<uInt>(length + 4)) !=
-                        big_endian(bytes, at + 8 + length, 4)) {
-      return {text("damaged PNG: wrong checksum in the ",
-                   std::string(reinterpret_cast<const char*>(type.data()), 4), " chunk at byte ",
-                   at)};
-    }
-    if (has(type, 0, "IDAT")) seen_data = true;
-    if (has(type, 0, "IEND")) {
-      if (!seen_data) return {"damaged PNG: no picture data before IEND"};
-      return result;
-    }
-    if (has(type, 0, "eXIf")) {
-      const size_t prefix = has(payload, 0, std::string_view("Exif\0\0", 6)) ? 6 : 0;
-      result.orientation = exif_orientation(payload.subspan(prefix));
-    }
-    at += length + 12;
-    first = false;
   }
 }
 

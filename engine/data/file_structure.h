@@ -20,7 +20,8 @@ struct SniffedKind {
 SniffedKind sniff(std::span<const uint8_t> bytes);
 
 struct FileStructure {
-  std::string fault;    // "" when sound; else the reason, for people
+  std::string fault;  // "" when sound; else the reason, for people
+  int64_t width = 0, height = 0;
   int orientation = 1;  // EXIF, 1..8
 };
 // Walks the segments of a JPEG up to its end marker. Sources: ITU-T T.81 annex B; EXIF in APP1.
@@ -29,6 +30,9 @@ FileStructure walk_jpeg(std::span<const uint8_t> bytes);
 // Walks the chunks of a PNG up to IEND and checks the CRC of the critical ones. Source: PNG
 // specification, third edition, sections 5 and 11.
 FileStructure walk_png(std::span<const uint8_t> bytes);
+// Inflates a PNG's picture data into nothing: "" when it is whole and no larger than the picture,
+// else the fault. stb_image would inflate a small file of crafted data to gigabytes.
+std::string inflate_fault(std::span<const uint8_t> png);
 
 // The orientation tag of a TIFF block (the payload of APP1 after "Exif\0\0", or of a PNG eXIf
 // chunk); 1 when it is absent, out of range or the block is damaged. Every read is bounds-checked.

@@ -17,6 +17,7 @@ struct Batch {
   Tensor images;                 // f32 (n, crop, crop, channels)
   Tensor labels;                 // i64 (n)
   std::vector<int64_t> indices;  // into the data set
+  int64_t number = 0;            // within the epoch; resume with start_epoch(epoch, number + 1)
 };
 
 enum class BadImage : uint8_t { error, skip };
@@ -31,24 +32,31 @@ struct LoaderOptions {
   int64_t prefetch = 2;  // batches kept ready
   uint64_t seed = 0;
   BadImage bad_image = BadImage::error;
-  // Bytes of decoded images kept in memory, so that later epochs skip decoding; 0 turns it off.
+  // Bytes of 8-bit images kept in memory, so that later epochs skip decoding; 0 turns it off. Kept
+  // is the crop where no random crop is asked for, else the decoded image; nothing is evicted,
+  // because every epoch visits every sample once.
   size_t cache_bytes = size_t{1} << 30;
 };
 
 class Loader {
  public:
+  // Loads the samples `indices` of the data set. Throws on an index or a label out of range. Only
+  // start_epoch(), next() and the destructor may wait for the workers; all calls from one thread.
   Loader(const ImageDataset& data, std::vector<int64_t> indices, const Preprocessing& preprocessing,
          const Augmentation& augmentation, const LoaderOptions& options);
   ~Loader();
 
   int64_t samples() const;
   int64_t batches() const;
-  // Starts an epoch at a batch (for a resume in mid-epoch).
+  // Starts an epoch at a batch (for a resume in mid-epoch); what was loaded ahead is dropped.
   void start_epoch(int64_t epoch, int64_t first_batch = 0);
-  // The next batch; false at the end of the epoch. Throws Error naming the file on a bad image.
+  // The next batch; false at the end of the epoch. Throws Error naming the file on a bad image, and
+  // again at each further call until the next start_epoch(). Before the first start_epoch() it is
+  // epoch 0.
   bool next(Batch& batch);
-  // Files left out so far because they could not be read: "path: reason". A skipped sample leaves
-  // its batch smaller, never replaced.
+  // Files left out of the batches handed out so far because they could not be read, each once:
+  // "path: reason". A skipped sample leaves its batch smaller, never replaced; a batch with no
+  // readable sample is passed over, an epoch with none throws.
   std::vector<std::string> bad_images() const;
 
  private:
