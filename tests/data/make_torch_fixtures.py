@@ -89,7 +89,6 @@ def main():
 
     torch.manual_seed(8)
     torch.save(Net(), HERE / "torch_module.pt")
-    torch.save(Net(), HERE / "torch_module_legacy.pt", _use_new_zipfile_serialization=False)
     torch.jit.script(torch.nn.Linear(2, 1)).save(HERE / "torch_script.pt")
     quantised = torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)
     torch.save({"q": quantised}, HERE / "torch_quantised.pt")
