@@ -1,8 +1,7 @@
 // The program of every test file. A run in which no test case executed fails.
 #define DOCTEST_CONFIG_IMPLEMENT
-#include <doctest/doctest.h>
-
 #include <cstdio>
+#include <doctest/doctest.h>
 
 namespace {
 

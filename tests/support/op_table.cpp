@@ -45,20 +45,20 @@ Tensor to_tensor(const Array& array) {
 
 Array make_input(const Input& input, RngKey key) {
   Array array(input.shape, 0.0, input.dtype);
-  if (!input.values.empty()) {
-    array.values = input.values;
-    return array;
-  }
   RandomStream random(key);
   for (double& value : array.values) {
     value = random.uniform(input.low, input.high);
     for (double kink : input.kinks) {
-      if (std::fabs(value - kink) < input.margin)
+      if (std::fabs(value - kink) < input.margin) {
         value = kink + std::copysign(input.margin, value - kink);
+      }
     }
-    // The reference sees exactly the numbers that the op sees.
-    value = input.dtype == Dtype::f32 ? static_cast<double>(static_cast<float>(value))
-                                      : std::floor(value);
+    if (input.dtype != Dtype::f32 && input.dtype != Dtype::f64) value = std::floor(value);
+  }
+  if (!input.values.empty()) array = Array(input.shape, input.values, input.dtype);
+  // The reference sees exactly the numbers that the op sees.
+  if (input.dtype == Dtype::f32) {
+    for (double& value : array.values) value = static_cast<double>(static_cast<float>(value));
   }
   return array;
 }
@@ -328,17 +328,18 @@ Array zip(const Array& a, const Array& b, const std::function<double(double, dou
   for (size_t d = 0; d < rank; ++d) {
     shape[d] = size_at(a, d) == 1 ? size_at(b, d) : size_at(a, d);
   }
-  const auto pick = [&](const Array& x, const Shape& index) {
-    Shape own;
-    for (size_t d = rank - x.shape.size(); d < rank; ++d) {
-      own.push_back(size_at(x, d) == 1 ? 0 : index[d]);
+  const auto pick = [&](const Array& x, int64_t element) {
+    int64_t at = 0, stride = 1;
+    for (size_t d = rank; d-- > 0;) {
+      at += element % shape[d] % size_at(x, d) * stride;
+      element /= shape[d];
+      stride *= size_at(x, d);
     }
-    return x.at(own);
+    return x.values[static_cast<size_t>(at)];
   };
   Array out(shape);
   for (int64_t i = 0; i < out.size(); ++i) {
-    const Shape index = unravel(i, shape);
-    out.values[static_cast<size_t>(i)] = f(pick(a, index), pick(b, index));
+    out.values[static_cast<size_t>(i)] = f(pick(a, i), pick(b, i));
   }
   return out;
 }

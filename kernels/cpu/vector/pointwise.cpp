@@ -1,7 +1,8 @@
 // Pointwise kernels: y = f(x), dx = g f'(x), out = f(a, b); formulas in functors.h.
 // Layout: contiguous f32; broadcast operands by strides, innermost stride 0 or 1 in the fast loops.
 // Numerics: f32. Memory-bound: the loops are left to the compiler's vectoriser, which the
-// branch-free functors allow. No reductions, so results do not depend on the number of threads.
+// branch-free functors allow; ivdep, because an output may be one of the inputs.
+// Determinism: no reductions, so results do not depend on the number of threads.
 #include "kernels/cpu/parallel.h"
 #include "kernels/kernels.h"
 
@@ -49,14 +50,18 @@ template <class Step>
 void run(int64_t n, const float* a, int64_t a_stride, const float* b, int64_t b_stride,
          const Step& step) {
   if (a_stride == 1 && b_stride == 1) {
+#pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) step(i, a[i], b[i]);
   } else if (a_stride == 1 && b_stride == 0) {
     const float value = b[0];
+#pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) step(i, a[i], value);
   } else if (a_stride == 0 && b_stride == 1) {
     const float value = a[0];
+#pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) step(i, value, b[i]);
   } else {
+#pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) step(i, a[i * a_stride], b[i * b_stride]);
   }
 }
@@ -66,6 +71,7 @@ void run(int64_t n, const float* a, int64_t a_stride, const float* b, int64_t b_
 void unary(Unary op, UnaryParams params, float* y, const float* x, int64_t n) {
   visit(op, [=](auto functor) {
     parallel_for(n, 1, [=](int64_t begin, int64_t end) {
+#pragma GCC ivdep
       for (int64_t i = begin; i < end; ++i) y[i] = functor.f(x[i], params);
     });
   });
@@ -78,6 +84,7 @@ void unary_grad(Unary op, UnaryParams params, float* dx, const float* x, const f
   const float* y_or_g = y != nullptr ? y : g;
   visit(op, [=](auto functor) {
     parallel_for(n, 1, [=](int64_t begin, int64_t end) {
+#pragma GCC ivdep
       for (int64_t i = begin; i < end; ++i) {
         dx[i] = g[i] * functor.d(x_or_g[i], y_or_g[i], params);
       }
@@ -88,6 +95,7 @@ void unary_grad(Unary op, UnaryParams params, float* dx, const float* x, const f
 void binary(Binary op, float* out, const float* a, const float* b, int64_t n) {
   visit(op, [=](auto functor) {
     parallel_for(n, 1, [=](int64_t begin, int64_t end) {
+#pragma GCC ivdep
       for (int64_t i = begin; i < end; ++i) out[i] = functor.f(a[i], b[i]);
     });
   });

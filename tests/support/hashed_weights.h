@@ -1,0 +1,19 @@
+// Weights that a test and tests/data/make_model_goldens.py make alike from a hash of the tensor's
+// name and the element's index in the file's layout, so that goldens hold results only.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "layers/module.h"
+
+namespace graft::testing {
+
+// `count` numbers in [-1, 1).
+std::vector<double> hashed(const std::string& name, int64_t count);
+
+// Fills every parameter and buffer. Batch norms whose weight ends in `damped` end a residual branch
+// and get smaller weights.
+void fill_with_hashed_weights(Module& module, const std::string& damped);
+
+}  // namespace graft::testing
