@@ -80,10 +80,10 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
      data_or_null(weight), data_or_null(bias), options.activation, rows, channels);
 
     if (!any_requires_grad({&x, &weight, &bias, &residual})) return y;
-    // A frozen layer needs x only for the gradient of its weight; the mask then comes from y.
     const bool active = options.activation != Activation::none;
+    // A frozen layer needs x only for its weight and bias; the mask then comes from y.
     const bool keeps_x =
-        (training && (x.requires_grad() || weight.requires_grad())) || weight.requires_grad();
+        weight.requires_grad() || bias.requires_grad() || (training && x.requires_grad());
     const bool keeps_y = active && (residual.defined() || !keeps_x);
     return record(kOp, {x, weight, bias, residual}, y,
                   [=, activation = options.activation, x = keeps_x ? Saved(x) : Saved(),

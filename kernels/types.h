@@ -78,7 +78,7 @@ struct BatchNormGrad {
   bool batch_statistics = true;  // else the statistics were constants (frozen)
   Activation activation = Activation::none;
   const float* g = nullptr;       // gradient of the result
-  const float* x = nullptr;       // null is allowed when frozen, dweight is null and y is given
+  const float* x = nullptr;       // null is allowed when frozen without dweight and dbias
   const float* y = nullptr;       // the result; when null the activation's mask is made from x
   const float* stats = nullptr;   // (3, channels), of batch_norm_statistics
   const float* weight = nullptr;  // null: ones
