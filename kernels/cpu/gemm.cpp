@@ -2,6 +2,8 @@
 //
 // A weight may be given in oneDNN's packed layout (plan.packing). Determinism: the order of
 // summation over k is fixed by the shape and the number of threads.
+#include <unordered_map>
+
 #include "kernels/cpu/onednn.h"
 #include "kernels/kernels.h"
 
@@ -62,11 +64,13 @@ void matmul(const LibraryPlan& plan, float* y, const float* a, const void* b, co
             void* scratch) {
   checked("matmul", [&] {
     const Operation& op = operation(plan);
-    op.primitive.execute(stream(), {{DNNL_ARG_SRC, wrap(op.source, a)},
-                                    {DNNL_ARG_WEIGHTS, wrap(op.weight, b)},
-                                    {DNNL_ARG_BIAS, wrap(op.bias, bias)},
-                                    {DNNL_ARG_DST, wrap(op.target, y)},
-                                    {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}});
+    std::unordered_map<int, Memory> arguments{{DNNL_ARG_SRC, wrap(op.source, a)},
+                                              {DNNL_ARG_WEIGHTS, wrap(op.weight, b)},
+                                              {DNNL_ARG_DST, wrap(op.target, y)},
+                                              {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}};
+    // An argument that the product does not have is an error.
+    if (bias != nullptr) arguments.insert({DNNL_ARG_BIAS, wrap(op.bias, bias)});
+    op.primitive.execute(stream(), arguments);
   });
 }
 

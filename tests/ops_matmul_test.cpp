@@ -1,0 +1,141 @@
+// matmul and linear against sums of outer products in double.
+#include "tests/support/op_table.h"
+
+using namespace graft;
+using namespace graft::test;
+
+namespace {
+
+// Adds one outer product for each inner index; the op sums along rows.
+Array outer_products(const Array& a, const Array& b, bool transpose_a, bool transpose_b) {
+  const size_t rank = a.shape.size();
+  const int64_t m = a.shape[rank - (transpose_a ? 1 : 2)];
+  const int64_t k = a.shape[rank - (transpose_a ? 2 : 1)];
+  const int64_t n = b.shape[b.shape.size() - (transpose_b ? 2 : 1)];
+  Shape shape(a.shape.begin(), a.shape.end() - 2);
+  const int64_t batch = numel_of(shape);
+  shape.insert(shape.end(), {m, n});
+  Array y(shape);
+  const bool shared = b.shape.size() == 2;
+  for (int64_t q = 0; q < batch; ++q) {
+    const double* left = a.values.data() + q * m * k;
+    const double* right = b.values.data() + (shared ? 0 : q * k * n);
+    for (int64_t p = 0; p < k; ++p) {
+      for (int64_t i = 0; i < m; ++i) {
+        for (int64_t j = 0; j < n; ++j) {
+          y.values[static_cast<size_t>((q * m + i) * n + j)] +=
+              left[transpose_a ? p * m + i : i * k + p] *
+              right[transpose_b ? j * k + p : p * n + j];
+        }
+      }
+    }
+  }
+  return y;
+}
+
+Shape matrix(const Shape& leading, int64_t rows, int64_t columns, bool transposed) {
+  Shape shape = leading;
+  shape.insert(shape.end(), {transposed ? columns : rows, transposed ? rows : columns});
+  return shape;
+}
+
+void matmul_row(const std::string& op, const Shape& leading, int64_t m, int64_t k, int64_t n,
+                bool shared_b = false) {
+  for (bool ta : {false, true}) {
+    for (bool tb : {false, true}) {
+      CAPTURE(text(leading, " ", m, " ", k, " ", n, " ", ta, " ", tb));
+      op_row(
+          op,
+          {real(matrix(leading, m, k, ta)), real(matrix(shared_b ? Shape{} : leading, k, n, tb))},
+          [&](const Tensors& in) { return matmul(in[0], in[1], ta, tb); },
+          [&](const Arrays& in) { return outer_products(in[0], in[1], ta, tb); },
+          Options(accumulating(std::max({m, k, n}))).with_threads_mattering());
+    }
+  }
+}
+
+void linear_row(const std::string& op, const Shape& x, int64_t out, bool bias) {
+  CAPTURE(text(x, " ", out));
+  std::vector<Input> inputs{real(x), real({out, x.back()})};
+  if (bias) inputs.push_back(real({out}));
+  op_row(
+      op, inputs, [&](const Tensors& in) { return linear(in[0], in[1], bias ? in[2] : Tensor()); },
+      [&](const Arrays& in) {
+        Shape shape = x;
+        shape.back() = out;
+        Array rows({numel_of(x) / x.back(), x.back()}, in[0].values);
+        Array y(shape, outer_products(rows, in[1], false, true).values);
+        return bias ? zip(y, in[2], [](double a, double b) { return a + b; }) : y;
+      },
+      Options(accumulating(std::max(numel_of(x), x.back()))).with_threads_mattering());
+}
+
+}  // namespace
+
+TEST_CASE("matmul") {
+  matmul_row("matmul", {}, 1, 1, 1);
+  matmul_row("matmul", {}, 3, 5, 7);
+  matmul_row("matmul", {}, 17, 16, 33);
+  matmul_row("matmul", {}, 1, 9, 4);
+  matmul_row("matmul", {}, 4, 9, 1);
+  matmul_row("matmul", {}, 0, 3, 2);
+  matmul_row("matmul", {}, 3, 0, 2);
+  matmul_row("matmul", {}, 3, 2, 0);
+  matmul_row("matmul", {2, 3}, 4, 5, 6);
+  matmul_row("matmul", {1}, 4, 5, 6);
+  matmul_row("matmul", {0}, 4, 5, 6);
+  matmul_row("matmul", {}, 70, 65, 64);  // more than one thread's share
+}
+
+TEST_CASE("matmul: one b for all") {
+  matmul_row("matmul", {3}, 4, 5, 6, true);
+  matmul_row("matmul", {2, 2}, 3, 7, 2, true);
+  matmul_row("matmul", {1}, 3, 7, 2, true);
+  matmul_row("matmul", {0}, 3, 7, 2, true);
+}
+
+TEST_CASE("matmul: errors") {
+  const auto zeros = [](Shape shape) { return Tensor::zeros(std::move(shape)); };
+  op_error("matmul", "expected b to be f32 of rank 2 or more, got f32[3]", [&] {
+    matmul(zeros({2, 3}), zeros({3}));
+  });
+  op_error("matmul", "inner sizes differ: a f32[2, 3] has 3, b f32[4, 5] has 4", [&] {
+    matmul(zeros({2, 3}), zeros({4, 5}));
+  });
+  op_error("matmul",
+           "inner sizes differ: a f32[2, 3] transposed has 2, b f32[4, 5] transposed has 5", [&] {
+             matmul(zeros({2, 3}), zeros({4, 5}), true, true);
+           });
+  op_error("matmul", "expected equal leading dimensions or b of rank 2", [&] {
+    matmul(zeros({2, 2, 3}), zeros({3, 3, 5}));
+  });
+}
+
+TEST_CASE("linear") {
+  linear_row("linear", {1, 1}, 1, true);
+  linear_row("linear", {5}, 3, true);
+  linear_row("linear", {4, 7}, 9, true);
+  linear_row("linear", {4, 7}, 9, false);
+  linear_row("linear", {2, 3, 17}, 33, true);
+  linear_row("linear", {0, 4}, 3, true);
+  linear_row("linear", {32, 64}, 40, true);  // more than one thread's share
+  op_error("linear", "expected x (..., 4) for weight f32[3, 4], got f32[2, 5]", [] {
+    linear(Tensor::zeros({2, 5}), Tensor::zeros({3, 4}));
+  });
+  op_error("linear", "expected an f32 weight (out, in), got f32[3]", [] {
+    linear(Tensor::zeros({2, 5}), Tensor::zeros({3}));
+  });
+  op_error("linear", "expected an f32 bias [3], got f32[4]", [] {
+    linear(Tensor::zeros({2, 5}), Tensor::zeros({3, 5}), Tensor::zeros({4}));
+  });
+}
+
+TEST_CASE("linear: packed weights follow in-place changes") {
+  NoGrad no_grad;
+  Tensor x = normal({8, 96}, 0, 1, {1, 0, 0}), w = normal({100, 96}, 0, 1, {2, 0, 0});
+  linear(x, w);
+  w.fill(1.0f);
+  const Array y = to_array(linear(x, w));
+  CHECK(compare(y, outer_products(to_array(x), Array({100, 96}, 1.0), false, true), 1e-5, 1e-5) ==
+        "");
+}
