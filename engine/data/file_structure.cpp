@@ -51,6 +51,19 @@ size_t end_of_scan(Bytes bytes, size_t at) {
   return bytes.size();
 }
 
+// A table defines at most 256 symbols, all of them in the segment (T.81 B.2.4.2). stb_image 2.27 writes
+// past its tables when there are more.
+bool sound_huffman_tables(Bytes payload) {
+  while (!payload.empty()) {
+    if (payload.size() < 17) return false;
+    size_t symbols = 0;
+    for (size_t i = 1; i <= 16; ++i) symbols += payload[i];
+    if (symbols > 256 || symbols > payload.size() - 17) return false;
+    payload = payload.subspan(17 + symbols);
+  }
+  return true;
+}
+
 }  // namespace
 
 SniffedKind sniff(Bytes bytes) {
@@ -124,6 +137,8 @@ FileStructure walk_jpeg(Bytes bytes) {
       if (payload.size() < 6) return {"damaged JPEG: the frame header is too short"};
       result.height = big_endian(payload, 1, 2);
       result.width = big_endian(payload, 3, 2);
+    } else if (marker == 0xC4) {
+      if (!sound_huffman_tables(payload)) return {"damaged JPEG: impossible Huffman table"};
     } else if (marker == 0xE1 && !seen_exif && has(payload, 0, std::string_view("Exif\0\0", 6))) {
       seen_exif = true;
       result.orientation = exif_orientation(payload.subspan(6));

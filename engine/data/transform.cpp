@@ -25,8 +25,9 @@ int64_t round_even(double x) { return static_cast<int64_t>(std::nearbyint(x)); }
 struct Span {
   int64_t from, count, to;
 };
-Span centre(int64_t size, int64_t crop) {
+Span centre(int64_t size, int64_t crop, CropOffset offset) {
   if (size < crop) return {0, size, (crop - size) / 2};
+  if (offset == CropOffset::floor) return {(size - crop) / 2, crop, 0};
   return {round_even(static_cast<double>(size - crop) / 2.0), crop, 0};
 }
 
@@ -77,7 +78,8 @@ Image eval_view(const Image& image, const Preprocessing& preprocessing) {
   const bool portrait = image.width <= image.height;
   const int64_t width = portrait ? preprocessing.resize : long_side;
   const int64_t height = portrait ? long_side : preprocessing.resize;
-  const Span x = centre(width, crop_size), y = centre(height, crop_size);
+  const Span x = centre(width, crop_size, preprocessing.crop_offset);
+  const Span y = centre(height, crop_size, preprocessing.crop_offset);
   Image window = resize_window(image, width, height, preprocessing.interpolation, x.from, y.from,
                                x.count, y.count);
   if (x.count == crop_size && y.count == crop_size) return window;

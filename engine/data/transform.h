@@ -12,10 +12,15 @@
 
 namespace graft {
 
+// Where a centre crop starts when its margin (size - crop) / 2 is a half: torchvision goes to the even
+// pixel, plain integer division down.
+enum class CropOffset : uint8_t { nearest_even, floor };
+
 // What a model's weights expect; travels with them.
 struct Preprocessing {
   int64_t resize = 256;  // the shorter side; 0: the crop's size exactly, both sides
   int64_t crop = 224;    // square, from the centre
+  CropOffset crop_offset = CropOffset::nearest_even;
   Interpolation interpolation = Interpolation::bilinear;
   std::array<float, 3> mean{0.485f, 0.456f, 0.406f};  // of pixels in [0, 1]
   std::array<float, 3> stddev{0.229f, 0.224f, 0.225f};
