@@ -26,6 +26,7 @@ std::string dumped(const Json& json) {
 Json to_json(const Preprocessing& p) {
   return {{"resize", p.resize},
           {"crop", p.crop},
+          {"crop_offset", p.crop_offset == CropOffset::floor ? "floor" : "nearest_even"},
           {"interpolation", p.interpolation == Interpolation::bicubic ? "bicubic" : "bilinear"},
           {"mean", p.mean},
           {"stddev", p.stddev}};
@@ -39,6 +40,10 @@ Preprocessing preprocessing_from(const Json& json) {
   GRAFT_CHECK(interpolation == "bilinear" || interpolation == "bicubic",
               "interpolation: expected bilinear or bicubic, got ", interpolation);
   p.interpolation = interpolation == "bicubic" ? Interpolation::bicubic : Interpolation::bilinear;
+  const std::string offset = json.value("crop_offset", "nearest_even");
+  GRAFT_CHECK(offset == "floor" || offset == "nearest_even",
+              "crop_offset: expected floor or nearest_even, got ", offset);
+  p.crop_offset = offset == "floor" ? CropOffset::floor : CropOffset::nearest_even;
   p.mean = json.at("mean").get<std::array<float, 3>>();
   p.stddev = json.at("stddev").get<std::array<float, 3>>();
   GRAFT_CHECK(p.crop > 0 && p.crop <= 16384 && p.resize >= 0 && p.resize <= 16384,

@@ -82,6 +82,8 @@ Preprocessing preprocessing_of(const std::string& architecture) {
     result.crop = efficientnet_lite_resolution(variant);
     result.resize = result.crop + 32;
     result.interpolation = Interpolation::bicubic;
+    // The crop that the published probabilities of these weights were computed with.
+    result.crop_offset = CropOffset::floor;
     // Pixels (x - 127) / 128.
     result.mean = {127.0f / 255, 127.0f / 255, 127.0f / 255};
     result.stddev = {128.0f / 255, 128.0f / 255, 128.0f / 255};

@@ -52,7 +52,9 @@ def weight_value(name, shape, damped):
     elif len(shape) == 2:
         value = u * (np.sqrt(3.0) * np.sqrt(1.0 / (count // shape[0])))
     elif name.endswith(".weight"):  # batch norm; smaller at the end of a residual branch
-        value = 0.6 + 0.2 * u if damped and name.endswith(damped) else 1.0 + 0.25 * u
+        value = 1.0 + 0.25 * u
+        for suffix, factor in damped.items():
+            value = value * factor if name.endswith(suffix) else value
     elif name.endswith("running_var"):
         value = 1.0 + 0.25 * u
     else:
@@ -99,22 +101,23 @@ def mobilenet(width):
     return lambda size: torchvision.models.mobilenet_v2(num_classes=CLASSES, width_mult=width, dropout=0.0)
 
 
-# name: builder, image size, batch, train mode, suffix of the norms that end a residual branch
+# name: builder, image size, batch, train mode, and by which factor the weights of the norms that end a
+# residual branch are smaller (so that 50 blocks do not add up to huge logits)
 MODELS = {
-    "resnet18": (resnet(18), 64, 4, True, "bn2.weight"),
-    "resnet34": (resnet(34), 64, 2, False, "bn2.weight"),
-    "resnet50": (resnet(50), 64, 2, False, "bn3.weight"),
-    "resnet101": (resnet(101), 64, 2, False, "bn3.weight"),
-    "resnet152": (resnet(152), 64, 2, False, "bn3.weight"),
-    "mobilenet_v2": (mobilenet(1.0), 64, 4, True, "conv.3.weight"),
-    "mobilenet_v2_x0.5": (mobilenet(0.5), 96, 2, False, "conv.3.weight"),
-    "efficientnet_lite0": (lite(0), 64, 4, True, "_bn2.weight"),
-    "efficientnet_lite1": (lite(1), 96, 2, False, "_bn2.weight"),
-    "efficientnet_lite2": (lite(2), 75, 2, False, "_bn2.weight"),
-    "efficientnet_lite3": (lite(3), 64, 2, False, "_bn2.weight"),
-    "efficientnet_lite4": (lite(4), 64, 2, False, "_bn2.weight"),
-    "small_cnn": (lambda size: SmallCnn(), 32, 4, True, ""),
-    "mlp": (lambda size: Mlp(), 28, 4, False, ""),
+    "resnet18": (resnet(18), 64, 4, True, {"bn2.weight": 0.4}),
+    "resnet34": (resnet(34), 64, 2, False, {"bn2.weight": 0.4}),
+    "resnet50": (resnet(50), 64, 2, False, {"bn3.weight": 0.25}),
+    "resnet101": (resnet(101), 64, 2, False, {"bn3.weight": 0.25}),
+    "resnet152": (resnet(152), 64, 2, False, {"bn3.weight": 0.25}),
+    "mobilenet_v2": (mobilenet(1.0), 64, 4, True, {"conv.3.weight": 0.6}),
+    "mobilenet_v2_x0.5": (mobilenet(0.5), 96, 2, False, {"conv.3.weight": 0.6}),
+    "efficientnet_lite0": (lite(0), 64, 4, True, {"_bn2.weight": 0.6}),
+    "efficientnet_lite1": (lite(1), 96, 2, False, {"_bn2.weight": 0.6}),
+    "efficientnet_lite2": (lite(2), 75, 2, False, {"_bn2.weight": 0.6}),
+    "efficientnet_lite3": (lite(3), 64, 2, False, {"_bn2.weight": 0.6}),
+    "efficientnet_lite4": (lite(4), 64, 2, False, {"_bn2.weight": 0.6}),
+    "small_cnn": (lambda size: SmallCnn(), 32, 4, True, {}),
+    "mlp": (lambda size: Mlp(), 28, 4, False, {}),
 }
 
 
@@ -199,9 +202,10 @@ def write_photo_golden(weights, images):
         image = Image.open(path).convert("RGB")
         width, height = image.size
         short = min(width, height)
-        # torchvision's Resize(256) and CenterCrop(224)
+        # Short side 256, the centre 224 x 224 with offsets rounded down.
         size = (256, int(256 * height / width)) if width == short else (int(256 * width / height), 256)
-        image = torchvision.transforms.functional.center_crop(image.resize(size, Image.BICUBIC), 224)
+        left, top = (size[0] - 224) // 2, (size[1] - 224) // 2
+        image = image.resize(size, Image.BICUBIC).crop((left, top, left + 224, top + 224))
         x = (torch.from_numpy(np.asarray(image).astype(np.float64)) - 127) / 128
         with torch.no_grad():
             logits = model(x.permute(2, 0, 1)[None])[0]

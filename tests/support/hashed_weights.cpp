@@ -1,12 +1,12 @@
-#include "support/hashed_weights.h"
+#include "tests/support/hashed_weights.h"
 
 #include <cmath>
 
-namespace graft::testing {
+namespace graft::test {
 namespace {
 
 bool ends_with(const std::string& name, const std::string& suffix) {
-  return !suffix.empty() && name.size() >= suffix.size() &&
+  return name.size() >= suffix.size() &&
          name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
 }
 
@@ -31,7 +31,7 @@ std::vector<double> hashed(const std::string& name, int64_t count) {
   return values;
 }
 
-void fill_with_hashed_weights(Module& module, const std::string& damped) {
+void fill_with_hashed_weights(Module& module, const std::map<std::string, double>& damped) {
   StateDict state;
   for (const NamedTensor& entry : module.named_tensors()) {
     const Shape shape = file_shape(entry);
@@ -40,19 +40,21 @@ void fill_with_hashed_weights(Module& module, const std::string& damped) {
       continue;
     }
     const std::vector<double> u = hashed(entry.name, numel_of(shape));
-    double base = 0, factor = 0.2;
+    double base = 0, factor = 0.2, last = 1;
     if (shape.size() > 1) {
       factor = scale_of(shape);
-    } else if (ends_with(entry.name, damped)) {
-      base = 0.6;
     } else if (ends_with(entry.name, ".weight") || ends_with(entry.name, "running_var")) {
       base = 1.0, factor = 0.25;
+      for (const auto& [suffix, smaller] : damped) {
+        if (ends_with(entry.name, suffix)) last = smaller;
+      }
     }
     std::vector<float> values(u.size());
-    for (size_t i = 0; i < u.size(); ++i) values[i] = static_cast<float>(base + factor * u[i]);
+    for (size_t i = 0; i < u.size(); ++i)
+      values[i] = static_cast<float>((base + factor * u[i]) * last);
     state[entry.name] = Tensor::of(values, shape);
   }
   module.load_strict(state, "hashed weights");
 }
 
-}  // namespace graft::testing
+}  // namespace graft::test

@@ -2,12 +2,13 @@
 // name and the element's index in the file's layout, so that goldens hold results only.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
 #include "layers/module.h"
 
-namespace graft::testing {
+namespace graft::test {
 
 // `count` numbers in [-1, 1).
 std::vector<double> hashed(const std::string& name, int64_t count);
@@ -16,4 +17,4 @@ std::vector<double> hashed(const std::string& name, int64_t count);
 // and get smaller weights.
 void fill_with_hashed_weights(Module& module, const std::string& damped);
 
-}  // namespace graft::testing
+}  // namespace graft::test
