@@ -33,6 +33,9 @@ Array outer_products(const Array& a, const Array& b, bool transpose_a, bool tran
   return y;
 }
 
+// Within 1, so that products are: accumulating() allows for the rounding of such sums.
+Input factor(Shape shape) { return real(std::move(shape), -1, 1); }
+
 Shape matrix(const Shape& leading, int64_t rows, int64_t columns, bool transposed) {
   Shape shape = leading;
   shape.insert(shape.end(), {transposed ? columns : rows, transposed ? rows : columns});
@@ -46,7 +49,8 @@ void matmul_row(const std::string& op, const Shape& leading, int64_t m, int64_t 
       CAPTURE(text(leading, " ", m, " ", k, " ", n, " ", ta, " ", tb));
       op_row(
           op,
-          {real(matrix(leading, m, k, ta)), real(matrix(shared_b ? Shape{} : leading, k, n, tb))},
+          {factor(matrix(leading, m, k, ta)),
+           factor(matrix(shared_b ? Shape{} : leading, k, n, tb))},
           [&](const Tensors& in) { return matmul(in[0], in[1], ta, tb); },
           [&](const Arrays& in) { return outer_products(in[0], in[1], ta, tb); },
           Options(accumulating(std::max({m, k, n}))).with_threads_mattering());
@@ -56,8 +60,8 @@ void matmul_row(const std::string& op, const Shape& leading, int64_t m, int64_t 
 
 void linear_row(const std::string& op, const Shape& x, int64_t out, bool bias) {
   CAPTURE(text(x, " ", out));
-  std::vector<Input> inputs{real(x), real({out, x.back()})};
-  if (bias) inputs.push_back(real({out}));
+  std::vector<Input> inputs{factor(x), factor({out, x.back()})};
+  if (bias) inputs.push_back(factor({out}));
   op_row(
       op, inputs, [&](const Tensors& in) { return linear(in[0], in[1], bias ? in[2] : Tensor()); },
       [&](const Arrays& in) {
