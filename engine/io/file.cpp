@@ -34,8 +34,8 @@ template <class Call>
 auto retry(Call call) {
   while (true) {
     decltype(call()) result = -1;
-    if (count_call()) {
-      const FileFault fault = injected_fault;
+    const FileFault fault = injected_fault;
+    if (count_call() && fault != FileFault::short_write) {
       errno = fault == FileFault::interrupted ? EINTR : injected_error.load();
     } else {
       result = call();
