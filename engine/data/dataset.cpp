@@ -4,6 +4,7 @@
 #include <cctype>
 #include <cerrno>
 #include <cmath>
+#include <fcntl.h>
 #include <fstream>
 #include <map>
 #include <set>
@@ -59,6 +60,9 @@ std::string near_name(const fs::path& missing) {
   return best.empty() ? "" : text(" (did you mean ", best, "?)");
 }
 
+// " (and 3 more)" behind the first of several.
+std::string and_more(size_t count) { return count > 1 ? text(" (and ", count - 1, " more)") : ""; }
+
 bool is_litter(const std::string& name) {
   return name.starts_with('.') || name == "Thumbs.db" || name == "desktop.ini" ||
          name == "__MACOSX";
@@ -108,8 +112,9 @@ struct Walk {
         gather(entry, images);
         continue;
       }
-      GRAFT_CHECK(::access(entry.c_str(), R_OK) == 0, entry.string(), ": the file cannot be read (",
-                  std::generic_category().message(errno), "); check its permissions");
+      GRAFT_CHECK(::faccessat(AT_FDCWD, entry.c_str(), R_OK, AT_EACCESS) == 0, entry.string(),
+                  ": the file cannot be read (", std::generic_category().message(errno),
+                  "); check its permissions");
       const std::string fault = fs::is_regular_file(status) ? fault_of(entry) : "not a plain file";
       if (fault.empty()) {
         images.push_back(entry);
@@ -165,15 +170,14 @@ ImageDataset read_image_folder(const fs::path& root, std::vector<std::string>* s
       walk.rejected.push_back(text(entry.string(), ": ", fault));
     }
   }
-  GRAFT_CHECK(stray.empty(), stray.front(), " and ", stray.size() - 1,
-              " other images lie outside the class folders; move each into ", root.string(),
-              "/CLASS/");
+  GRAFT_CHECK(stray.empty(), stray.front(), and_more(stray.size()),
+              ": an image outside the class folders; move it into ", root.string(), "/CLASS/");
   check_not_splits(root, data.class_names);
   if (skipped != nullptr) {
     *skipped = walk.rejected;
   } else {
-    GRAFT_CHECK(walk.rejected.empty(), walk.rejected.front(), " (and ", walk.rejected.size() - 1,
-                " other files that are not JPEG or PNG); remove them or allow them to be skipped");
+    GRAFT_CHECK(walk.rejected.empty(), walk.rejected.front(), and_more(walk.rejected.size()),
+                "; remove what is not JPEG or PNG, or allow it to be skipped");
   }
   GRAFT_CHECK(data.class_names.size() >= 2, root.string(),
               ": expected at least two class folders, got ", data.class_names.size(), " ",

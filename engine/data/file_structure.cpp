@@ -51,8 +51,8 @@ size_t end_of_scan(Bytes bytes, size_t at) {
   return bytes.size();
 }
 
-// A table defines at most 256 symbols, all of them in the segment (T.81 B.2.4.2). stb_image 2.27 writes
-// past its tables when there are more.
+// A table defines at most 256 symbols, all of them in the segment (T.81 B.2.4.2). stb_image 2.27
+// writes past its tables when there are more.
 bool sound_huffman_tables(Bytes payload) {
   while (!payload.empty()) {
     if (payload.size() < 17) return false;

@@ -229,6 +229,10 @@ struct Loader::State {
   }
 };
 
+std::vector<int64_t> shuffled_order(int64_t samples, uint64_t seed, int64_t epoch) {
+  return permutation(samples, {seed ^ kShuffleSeed, static_cast<uint64_t>(epoch), 0});
+}
+
 Loader::Loader(const ImageDataset& data, std::vector<int64_t> indices,
                const Preprocessing& preprocessing, const Augmentation& augmentation,
                const LoaderOptions& options)
@@ -290,8 +294,7 @@ void Loader::start_epoch(int64_t epoch, int64_t first_batch) {
   order.resize(state_->indices.size());
   std::iota(order.begin(), order.end(), size_t{0});
   if (state_->options.shuffle) {
-    const std::vector<int64_t> shuffled = permutation(
-        samples(), {state_->options.seed ^ kShuffleSeed, static_cast<uint64_t>(epoch), 0});
+    const std::vector<int64_t> shuffled = shuffled_order(samples(), state_->options.seed, epoch);
     std::copy(shuffled.begin(), shuffled.end(), order.begin());
   }
   if (state_->options.workers > 0) {

@@ -22,6 +22,9 @@ struct Batch {
 
 enum class BadImage : uint8_t { error, skip };
 
+// The order in which a shuffled epoch visits its samples.
+std::vector<int64_t> shuffled_order(int64_t samples, uint64_t seed, int64_t epoch);
+
 struct LoaderOptions {
   int64_t batch_size = 32;
   bool shuffle = false;

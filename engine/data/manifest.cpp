@@ -2,6 +2,7 @@
 // accepted as well.
 #include <algorithm>
 #include <cerrno>
+#include <fcntl.h>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -159,8 +160,8 @@ Manifest read_manifest(const fs::path& csv) {
     GRAFT_CHECK(is_new, where, path, " is listed in line ", earlier->second, " already");
     std::error_code error;
     GRAFT_CHECK(fs::is_regular_file(row.sample.path, error), where, "no such file: ", path);
-    GRAFT_CHECK(::access(row.sample.path.c_str(), R_OK) == 0, where, path, " cannot be read (",
-                std::generic_category().message(errno), ")");
+    GRAFT_CHECK(::faccessat(AT_FDCWD, row.sample.path.c_str(), R_OK, AT_EACCESS) == 0, where, path,
+                " cannot be read (", std::generic_category().message(errno), ")");
     GRAFT_CHECK(
         columns.split < 0 || row.split == "train" || row.split == "val" || row.split == "test",
         where, "expected the split train, val or test, got \"", row.split, "\"");
