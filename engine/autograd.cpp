@@ -11,13 +11,15 @@ namespace {
 thread_local bool recording = true;
 thread_local int64_t node_count = 0;
 
-// a + b into a fresh tensor, or into a when nobody else can see it.
-Tensor accumulate(Tensor a, const Tensor& b) {
-  const bool own = a.storage().use_count() == 1 && a.storage() != b.storage();
-  Tensor result = own ? a : empty_like(a);
-  GRAFT_KERNEL(binary, a.device(), "accumulate")
-  (Binary::add, result.mutable_data<float>(), a.data<float>(), b.data<float>(), a.numel());
-  return result;
+// into += g; into a fresh tensor where somebody else can see the old one. When memory runs out,
+// `into` is as it was.
+void accumulate(Tensor& into, const Tensor& g) {
+  const bool own = into.storage().use_count() == 1;
+  Tensor result = own ? into : empty_like(into);
+  const float* before = into.data<float>();
+  GRAFT_KERNEL(binary, into.device(), "backward")
+  (Binary::add, result.mutable_data<float>(), before, g.data<float>(), into.numel());
+  into = std::move(result);
 }
 
 }  // namespace
@@ -81,8 +83,8 @@ void backward(const Tensor& output, const Tensor& grad) {
   GRAFT_CHECK(grad.defined() || output.numel() == 1,
               "backward: expected one element (a loss), got ", output,
               "; pass the gradient explicitly");
-  GRAFT_CHECK(!grad.defined() || grad.shape() == output.shape(), "backward: expected a gradient of ",
-              output.shape(), ", got ", grad);
+  GRAFT_CHECK(!grad.defined() || grad.shape() == output.shape(),
+              "backward: expected a gradient of ", output.shape(), ", got ", grad);
   NoGrad no_grad;
 
   // How many nodes will send a gradient to each node.
@@ -113,16 +115,17 @@ void backward(const Tensor& output, const Tensor& grad) {
         if (!node->grad.defined()) {
           node->grad = g.storage().use_count() > 1 ? g.clone() : std::move(g);
         } else {
-          node->grad = accumulate(std::move(node->grad), g);
+          accumulate(node->grad, g);
         }
       }
       continue;
     }
     Grads results(node->inputs.size());
     if (g.defined()) {
-      GRAFT_CHECK(node->backward, node->name,
-                  ": backward ran through this op before and its saved tensors are gone; compute the "
-                  "forward pass again");
+      GRAFT_CHECK(
+          node->backward, node->name,
+          ": backward ran through this op before and its saved tensors are gone; compute the "
+          "forward pass again");
       Needs needs;
       for (const auto& input : node->inputs) needs.push_back(input != nullptr);
       results = node->backward(std::exchange(g, Tensor()), needs);
@@ -138,7 +141,11 @@ void backward(const Tensor& output, const Tensor& grad) {
                     ": its backward returned a gradient of ", results[i].shape(), " for input ", i,
                     " of ", node->input_shapes[i]);
         Tensor& sum = grads[input.get()];
-        sum = sum.defined() ? accumulate(std::move(sum), results[i]) : std::move(results[i]);
+        if (sum.defined()) {
+          accumulate(sum, results[i]);
+        } else {
+          sum = std::move(results[i]);
+        }
       }
       results[i] = Tensor();
       if (--waiting[input.get()] == 0) ready.push_back(input);

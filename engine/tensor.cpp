@@ -28,7 +28,8 @@ int64_t numel_of(const Shape& shape) {
   int64_t count = 1;
   for (int64_t size : shape) {
     GRAFT_CHECK(size >= 0, "shape ", shape, ": sizes cannot be negative");
-    GRAFT_CHECK(!__builtin_mul_overflow(count, size, &count), "shape ", shape, ": too many elements");
+    GRAFT_CHECK(!__builtin_mul_overflow(count, size, &count), "shape ", shape,
+                ": too many elements");
   }
   return count;
 }
@@ -36,8 +37,8 @@ int64_t numel_of(const Shape& shape) {
 Tensor::Tensor(Shape shape, Dtype dtype, Device device)
     : shape_(std::move(shape)), numel_(numel_of(shape_)), dtype_(dtype) {
   size_t bytes = 0;
-  GRAFT_CHECK(!__builtin_mul_overflow(static_cast<size_t>(numel_), size_of(dtype), &bytes), "shape ",
-              shape_, ": too many elements");
+  GRAFT_CHECK(!__builtin_mul_overflow(static_cast<size_t>(numel_), size_of(dtype), &bytes),
+              "shape ", shape_, ": too many elements");
   storage_ = std::make_shared<Storage>(bytes, device);
 }
 
@@ -179,13 +180,15 @@ Tensor zeros_like(const Tensor& other) {
 }
 
 Tensor view_as(const Tensor& x, Shape shape) {
-  GRAFT_CHECK(numel_of(shape) == x.numel(), "view: ", x, " cannot take the shape ", shape);
+  GRAFT_CHECK(x.defined() && numel_of(shape) == x.numel(), "view: ", x, " cannot take the shape ",
+              shape);
   return Tensor(x.storage(), x.offset(), std::move(shape), x.dtype());
 }
 
 Tensor narrow(const Tensor& x, int64_t start, int64_t count) {
-  GRAFT_CHECK(x.rank() > 0 && start >= 0 && count >= 0 && start + count <= x.dim(0), "narrow: rows ",
-              start, " to ", start + count, " are outside ", x);
+  GRAFT_CHECK(
+      x.rank() > 0 && start >= 0 && count >= 0 && start <= x.dim(0) && count <= x.dim(0) - start,
+      "narrow: rows ", start, " to ", start, " + ", count, " are outside ", x);
   Shape shape = x.shape();
   shape[0] = count;
   const int64_t row = x.dim(0) == 0 ? 0 : x.numel() / x.dim(0);
