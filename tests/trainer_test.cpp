@@ -5,7 +5,6 @@
 #include <doctest/doctest.h>
 #include <fstream>
 #include <functional>
-#include <omp.h>
 
 #include "engine/autograd.h"
 #include "engine/io/weights.h"
@@ -99,16 +98,13 @@ TEST_CASE("it learns, and the files hold what the result says") {
   CHECK(judged.loss == doctest::Approx(result.best()->validation->loss).epsilon(1e-6));
 }
 
-TEST_CASE("the same seed gives the same bytes, with any number of threads and workers") {
+TEST_CASE("the same seed gives the same bytes, with any number of workers") {
   const TemporaryFolder folder;
   FinetuneOptions options = small_run(folder / "one");
   finetune(options);
-  const int threads = omp_get_max_threads();
-  omp_set_num_threads(threads == 1 ? 2 : 1);
   options.out = folder / "two";
   options.workers = 2;
   finetune(options);
-  omp_set_num_threads(threads);
   check_same_run(folder / "one", folder / "two");
 
   options.out = folder / "three";
@@ -233,7 +229,7 @@ TEST_CASE("what is frozen is bit-identical afterwards, statistics and counters i
       CHECK(name.find("running") == std::string::npos);
       CHECK(name.find("num_batches") == std::string::npos);
     }
-    CHECK(changed.size() == 14);  // three convolutions with bias, three norms, the head
+    CHECK(changed.size() == 11);  // three convolutions, three norms, the head
   }
   SUBCASE("a prefix, while the rest trains its statistics") {
     options.freeze = {"conv1", "bn1", "conv2", "bn2"};
@@ -241,8 +237,8 @@ TEST_CASE("what is frozen is bit-identical afterwards, statistics and counters i
     finetune(options);
     CHECK(changed_tensors(pretrained(), last) ==
           std::vector<std::string>{"bn3.bias", "bn3.num_batches_tracked", "bn3.running_mean",
-                                   "bn3.running_var", "bn3.weight", "conv3.bias", "conv3.weight",
-                                   "fc.bias", "fc.weight"});
+                                   "bn3.running_var", "bn3.weight", "conv3.weight", "fc.bias",
+                                   "fc.weight"});
   }
   SUBCASE("everything but the head, from stored features") {
     options = small_finetuning(folder / "run", FinetuneOptions::linear_probe());
@@ -271,20 +267,16 @@ TEST_CASE("a frozen prefix records nothing") {
   CHECK(model->head(features).requires_grad());
 }
 
-TEST_CASE("stored features train the head as images do") {
+TEST_CASE("stored features train the head exactly as images do") {
   const TemporaryFolder folder;
   FinetuneOptions options = small_finetuning(folder / "stored", FinetuneOptions::linear_probe());
   const FinetuneResult stored = finetune(options);
-  // A crop that takes the whole picture changes nothing but forbids storing.
-  options.out = folder / "images";
-  options.augmentation.random_resized_crop = true;
-  options.augmentation.min_scale = options.augmentation.max_scale = 1;
-  options.augmentation.min_ratio = options.augmentation.max_ratio = 1;
-  const FinetuneResult images = finetune(options);
-  REQUIRE(stored.epochs.size() == images.epochs.size());
   CHECK(stored.best()->validation->accuracy > 0.9);
-  CHECK(stored.epochs.back().train_loss ==
-        doctest::Approx(images.epochs.back().train_loss).epsilon(0.05));
+  // A jitter too small to change a pixel: the same pictures, but they cannot be stored.
+  options.out = folder / "images";
+  options.augmentation.brightness = 1e-9;
+  finetune(options);
+  check_same_run(folder / "stored", folder / "images");
 }
 
 TEST_CASE("stored features resume exactly, too") {

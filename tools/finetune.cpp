@@ -281,6 +281,7 @@ FinetuneResult FinetuneCommand::carry_on(Reporter& reporter) {
   for (const auto& assign : assignments_) assign(given);
   if (command_->count("--data") > 0) changes.data = given.data;
   if (command_->count("--workers") > 0) changes.workers = given.workers;
+  if (compute_.threads == 0) compute_.threads = read_config({resume_}).threads;
   const Device device = compute_.apply();
   if (command_->count("--device") > 0) changes.device = device;
   return resume(resume_, changes, reporter);

@@ -9,9 +9,6 @@
 namespace graft {
 namespace {
 
-// The stream of the shuffle's key, apart from the streams that layers draw during a step.
-constexpr uint32_t kShuffleStream = 0x5f5f0001;
-
 class ImageBatches : public Batches {
  public:
   ImageBatches(const ImageDataset& data, std::vector<int64_t> indices,
@@ -43,8 +40,7 @@ class FeatureBatches : public Batches {
 
   void start_epoch(int64_t epoch, int64_t first_batch) override {
     if (options_.shuffle) {
-      order_ =
-          permutation(samples(), {options_.seed, static_cast<uint64_t>(epoch), kShuffleStream});
+      order_ = shuffled_order(samples(), options_.seed, epoch);
     } else {
       std::iota(order_.begin(), order_.end(), int64_t{0});
     }
@@ -67,7 +63,7 @@ class FeatureBatches : public Batches {
       labels[i] = features_.labels[static_cast<size_t>(from)];
       batch.indices[static_cast<size_t>(i)] = features_.indices[static_cast<size_t>(from)];
     }
-    ++next_;
+    batch.number = next_++;
     return true;
   }
 
@@ -96,7 +92,6 @@ Features compute_features(ImageModel& model, Batches& images, Device device,
   std::vector<float> values;
   images.start_epoch(0, 0);
   for (Batch batch; images.next(batch);) {
-    if (batch.indices.empty()) continue;
     const std::vector<float> rows = model.features(batch.images.to(device)).to_vector<float>();
     const std::vector<int64_t> labels = batch.labels.to_vector<int64_t>();
     values.insert(values.end(), rows.begin(), rows.end());

@@ -37,7 +37,8 @@ struct Features {
 // the number of images done; when it returns false the result has no values.
 Features compute_features(ImageModel& model, Batches& images, Device device,
                           const std::function<bool(int64_t)>& keep_going);
-// Batches of stored features; shuffled, every epoch another way, when options.shuffle.
+// Batches of stored features; when options.shuffle, in the order in which the loader shuffles
+// images.
 std::unique_ptr<Batches> feature_batches(Features features, const LoaderOptions& options);
 
 }  // namespace graft

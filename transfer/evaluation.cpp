@@ -15,7 +15,6 @@ Evaluation evaluate(const Forward& forward, int64_t classes, Batches& batches, D
   int64_t samples = 0;
   batches.start_epoch(0, 0);
   for (Batch batch; batches.next(batch);) {
-    if (batch.indices.empty()) continue;  // every image of it was unreadable
     const Tensor logits = forward(batch.images.to(device));
     CrossEntropyOptions sum;
     sum.reduction = Reduction::sum;

@@ -1,6 +1,7 @@
 #include "transfer/finetune.h"
 
 #include <cmath>
+#include <omp.h>
 
 #include "engine/io/weights.h"
 #include "kernels/error.h"
@@ -76,7 +77,7 @@ FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
   describe(run.data, observer);
   make_model_for(run, observer);
   if (keeps) {
-    RunConfig config{options, run.data.sha256, ""};
+    RunConfig config{options, run.data.sha256, "", omp_get_max_threads()};
     if (!options.weights.empty()) config.weights_sha256 = sha256_hex(options.weights);
     folder.start_afresh();
     write_config(folder, config, run.card, static_cast<int64_t>(run.data.split.train.size()),
@@ -105,6 +106,11 @@ FinetuneResult resume(const std::filesystem::path& path, const ResumeOptions& ch
               ": is not the data the run was started with (files, labels, sizes or the split "
               "differ); restore it, or start a new run");
   describe(run.data, observer);
+  if (config.threads != omp_get_max_threads()) {
+    observer.message(text("the run was started with ", config.threads,
+                          " threads and continues with ", omp_get_max_threads(),
+                          ": its last bits may differ"));
+  }
   StoredState stored = read_state(folder);
   run.card = std::move(stored.card);
   run.state = std::move(stored.state);

@@ -55,9 +55,10 @@ struct FinetuneResult {
 };
 
 // Trains as the options say. Nothing is written before options, data and weights have been checked.
-// The same options, data and seed give the same bytes, whatever the number of threads and workers.
-// Throws Error on wrong options, unreadable data or weights, a loss that is not finite, a full
-// disk.
+// The same options, data, seed and number of threads give the same bytes, whatever the number of
+// workers (oneDNN sums weight gradients by thread; everything of our own is independent of threads,
+// too). Throws Error on wrong options, unreadable data or weights, a loss that is not finite, a
+// full disk.
 FinetuneResult finetune(const FinetuneOptions& options, Observer& observer);
 FinetuneResult finetune(const FinetuneOptions& options);
 
@@ -68,8 +69,8 @@ struct ResumeOptions {
   std::optional<Device> device;
 };
 // Continues an interrupted run to the same files as if it had not been interrupted (all but
-// "timing" in metrics.jsonl). A finished run is returned as it is. Throws when the data is not what
-// it was.
+// "timing" in metrics.jsonl), given as many threads as before. A finished run is returned as it is.
+// Throws when the data is not what it was.
 FinetuneResult resume(const std::filesystem::path& run, const ResumeOptions& changes,
                       Observer& observer);
 

@@ -170,7 +170,7 @@ void write_config(const RunFolder& folder, const RunConfig& config, const ModelC
   json["classes"] = card.class_names;
   json["train_images"] = train_images;
   json["validation_images"] = validation_images;
-  json["threads"] = omp_get_max_threads();
+  json["threads"] = config.threads;
   json["data_sha256"] = config.data_sha256;
   json["weights_sha256"] = config.weights_sha256;
   json["options"] = Json::parse(options_to_json(config.options));
@@ -188,6 +188,7 @@ RunConfig read_config(const RunFolder& folder) {
   config.options = options_from_json(json["options"].dump());
   config.data_sha256 = json["data_sha256"];
   config.weights_sha256 = json.value("weights_sha256", "");
+  config.threads = json.value("threads", 0);
   return config;
 }
 

@@ -84,6 +84,7 @@ struct RunConfig {
   FinetuneOptions options;
   std::string data_sha256;
   std::string weights_sha256;  // "" from scratch
+  int threads = 0;             // the sums of oneDNN's weight gradients depend on it
 };
 void write_config(const RunFolder& folder, const RunConfig& config, const ModelCard& card,
                   int64_t train_images, int64_t validation_images);

@@ -156,6 +156,10 @@ bool TrainingLoop::train_epoch() {
   const double seconds_before = state.sums.seconds, session_before = session_train_seconds_;
   const Clock::time_point start = Clock::now();
   for (Batch batch; state.step < total_steps_ && train_->next(batch);) {
+    // A batch without a readable image was passed over; its step counts, so that the schedule ends
+    // where it should.
+    state.step += batch.number - state.batch;
+    state.batch = batch.number;
     train_step(batch);
     ++state.batch;
     ++state.step;
@@ -172,7 +176,9 @@ bool TrainingLoop::train_epoch() {
     if (!keep_going(progress)) return false;
     if (seconds_since(last_save_) >= run_.options.save_minutes * 60) save();
   }
-  GRAFT_CHECK(state.sums.samples > 0, "training: no image could be read");
+  const int64_t passed_over = std::min(train_->count() - state.batch, total_steps_ - state.step);
+  state.step += passed_over;
+  state.batch += passed_over;
   return true;
 }
 
@@ -181,7 +187,6 @@ void TrainingLoop::train_step(const Batch& batch) {
   const int64_t step = run_.state.step;
   // Step 0 of the generator drew the initial weights.
   begin_rng_step(options.seed, static_cast<uint64_t>(step) + 1);
-  if (batch.indices.empty()) return;  // every image of it was unreadable
   const double factor = schedule_factor(options.schedule, step, total_steps_);
   for (size_t i = 0; i < base_rates_.size(); ++i) {
     optimizer_->groups()[i].learning_rate = static_cast<float>(base_rates_[i] * factor);
