@@ -1,10 +1,11 @@
 // One row of a depthwise correlation over NHWC images:
 //
-//   y[o][c] = clamp(bias[c] + sum over rows r and taps k of
-//                   x[r][o stride + shift + k dilation][c] w[r][k][c], low, high)
+//   y[o][c] = bias[c] + sum over rows r and taps k of
+//                   x[r][o stride + shift + k dilation][c] w[r][k][c]
 //
-// Forward is this with the filter as it is; backward-data is this with the filter flipped, once for
-// each residue of the stride. Columns outside the image contribute nothing and are not read.
+// then clamped to low..high where the caller wants it. Forward is this with the filter as it is;
+// backward-data is this with the filter flipped, once for each residue of the stride. Columns
+// outside the image contribute nothing and are not read.
 //
 // A tile of output columns is held in registers: an input column is loaded once and feeds every
 // output that it touches. Sums run over rows, then columns, in f32, in the same order whatever the
@@ -27,14 +28,17 @@ struct Correlation {
   const float* w;  // (rows, taps, channels)
   int64_t rows, taps, stride, shift, dilation, channels;
   const float* bias;  // or null
-  float low, high;
+  bool clamped = false;
+  float low = 0, high = 0;
 };
 
 template <int V>
 [[gnu::always_inline]] inline void finish(const Correlation& r, float* y, Lanes<V> value) {
-  // These comparisons let NaN through.
-  value = value < r.low ? Lanes<V>{} + r.low : value;
-  value = value > r.high ? Lanes<V>{} + r.high : value;
+  if (r.clamped) {
+    // These comparisons let NaN through.
+    value = value < r.low ? Lanes<V>{} + r.low : value;
+    value = value > r.high ? Lanes<V>{} + r.high : value;
+  }
   store<V>(y, value);
 }
 

@@ -17,7 +17,7 @@ namespace {
 
 // A band's part of x and g stays in the second-level cache while the blocks of channels pass over
 // it.
-constexpr int64_t kBandBytes = 256 << 10;
+constexpr int64_t kBandBytes = 1024 << 10;
 
 struct Band {
   const ConvShape& s;
@@ -89,7 +89,17 @@ void sweep(const Band& band, int64_t kh, int64_t c, int64_t skip) {
     };
     int64_t o = 0;
     for (; o + 4 <= s.out_width; o += 4) tile.template operator()<4>(o);
-    for (; o < s.out_width; ++o) tile.template operator()<1>(o);
+    switch (s.out_width - o) {
+      case 3:
+        tile.template operator()<3>(o);
+        break;
+      case 2:
+        tile.template operator()<2>(o);
+        break;
+      case 1:
+        tile.template operator()<1>(o);
+        break;
+    }
   }
   for (int r = 0; r < Rows; ++r) {
     for (int k = 0; k < Taps; ++k) {
@@ -101,7 +111,7 @@ void sweep(const Band& band, int64_t kh, int64_t c, int64_t skip) {
 // As many tap rows at once as there are registers for.
 template <int Taps, int Stride>
 void sweep_filter(const Band& band, int64_t c, int64_t skip) {
-  constexpr int kRows = std::min(Taps, (kRegisters - 5) / Taps);
+  constexpr int kRows = std::clamp((kRegisters - 7) / Taps, 1, Taps);
   int64_t kh = 0;
   for (; kh + kRows <= band.s.kernel_height; kh += kRows) {
     sweep<kRows, Taps, Stride>(band, kh, c, skip);

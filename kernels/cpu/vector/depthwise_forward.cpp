@@ -78,7 +78,8 @@ void depthwise_forward(const ConvShape& s, float* y, const float* x, const float
                  .dilation = s.dilation_width,
                  .channels = channels,
                  .bias = bias,
-                 .low = activation == Activation::none ? -kInfinity : 0.0f,
+                 .clamped = activation != Activation::none,
+                 .low = 0.0f,
                  .high = activation == Activation::relu6 ? 6.0f : kInfinity});
     }
   });
@@ -134,9 +135,7 @@ void depthwise_backward_data(const ConvShape& s, float* dx, const float* g, cons
                    .shift = column.shift,
                    .dilation = column.distance,
                    .channels = channels,
-                   .bias = nullptr,
-                   .low = -kInfinity,
-                   .high = kInfinity});
+                   .bias = nullptr});
         w += row.count * column.count * channels;
       }
     }
