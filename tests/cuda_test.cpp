@@ -1,0 +1,110 @@
+// The CUDA backend: what it says where there is no device, and its pointwise kernels where there is
+// one.
+#include <cmath>
+#include <cstdio>
+#include <doctest/doctest.h>
+#include <vector>
+
+#include "engine/autograd.h"
+#include "engine/ops.h"
+#include "kernels/device.h"
+
+namespace {
+
+using namespace graft;
+
+constexpr Device kGpu{Device::Kind::cuda, 0};
+
+bool device_present() {
+  if constexpr (kHasCuda) return cuda::device_count() > 0;
+  return false;
+}
+
+bool skip(const char* what) {
+  if (device_present()) return false;
+  std::printf("SKIPPED: %s (%s)\n", what, kHasCuda ? "no CUDA device" : "built without CUDA");
+  return true;
+}
+
+// Odd sizes, and a start that is not aligned to 16 bytes.
+std::vector<float> values(int64_t n) {
+  std::vector<float> v(static_cast<size_t>(n));
+  for (size_t i = 0; i < v.size(); ++i) {
+    v[i] = 0.25f + static_cast<float>(i * 2654435761u % 1000) / 500.0f;
+  }
+  return v;
+}
+
+void check_close(const std::vector<float>& got, const std::vector<double>& wanted) {
+  REQUIRE(got.size() == wanted.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    INFO("element " << i);
+    CHECK(std::abs(double{got[i]} - wanted[i]) <= 2e-6 * std::max(1.0, std::abs(wanted[i])));
+  }
+}
+
+}  // namespace
+
+TEST_CASE(
+    "without a device everything runs on the CPU, and device memory is refused with the reason") {
+  if (device_present()) return;
+  const Tensor x = Tensor::of<float>({1, -2, 3});
+  CHECK(relu(x).to_vector<float>() == std::vector<float>{1, 0, 3});
+  if constexpr (kHasCuda) {
+    CHECK(cuda::device_count() == 0);
+    CHECK_THROWS_WITH_AS(x.to(kGpu), doctest::Contains("no usable CUDA device"), Error);
+  } else {
+    CHECK_THROWS_WITH_AS(x.to(kGpu), doctest::Contains("this build of graft has no CUDA backend"),
+                         Error);
+  }
+}
+
+TEST_CASE("copies to the device and back keep every byte") {
+  if (skip("copies")) return;
+  const std::vector<float> v = values(100003);
+  const Tensor x = Tensor::of(v).to(kGpu);
+  CHECK(x.device() == kGpu);
+  CHECK(x.to(kCpu).to_vector<float>() == v);
+  CHECK(x.clone().to_vector<float>() == v);
+  CHECK_THROWS_WITH_AS(x.to({Device::Kind::cuda, 1}), doctest::Contains("CUDA_VISIBLE_DEVICES"),
+                       Error);
+}
+
+TEST_CASE("pointwise kernels, aligned and not, agree with formulas in double") {
+  if (skip("pointwise kernels")) return;
+  for (const int64_t n : {1, 3, 1023, 100003}) {
+    for (const int64_t start : {0, 1}) {
+      const std::vector<float> v = values(n + start);
+      const Tensor x = narrow(Tensor::of(v).to(kGpu), start, n);
+      std::vector<double> gelu_wanted, product_wanted;
+      for (size_t i = static_cast<size_t>(start); i < v.size(); ++i) {
+        const double a = double{v[i]};
+        gelu_wanted.push_back(0.5 * a * std::erfc(-a * std::sqrt(0.5)));
+        product_wanted.push_back(a * a);
+      }
+      check_close(gelu(x).to_vector<float>(), gelu_wanted);
+      check_close(mul(x, x).to_vector<float>(), product_wanted);
+    }
+  }
+}
+
+TEST_CASE("broadcasting walks both operands") {
+  if (skip("broadcasting")) return;
+  for (const int64_t columns : {4, 5}) {
+    const std::vector<float> va = values(7 * columns), vb = values(columns);
+    const Tensor a = Tensor::of(va, {7, columns}).to(kGpu), b = Tensor::of(vb, {columns}).to(kGpu);
+    std::vector<double> wanted;
+    for (size_t i = 0; i < va.size(); ++i) {
+      wanted.push_back(double{va[i]} / double{vb[i % static_cast<size_t>(columns)]});
+    }
+    check_close(div(a, b).to_vector<float>(), wanted);
+  }
+}
+
+TEST_CASE("grad_reverse turns the gradient round on the device") {
+  if (skip("grad_reverse")) return;
+  Tensor x = Tensor::of<float>({1, 2, 3}).to(kGpu);
+  x.set_requires_grad();
+  backward(grad_reverse(x, 0.5f), Tensor::of<float>({1, 1, 4}).to(kGpu));
+  CHECK(x.grad().to_vector<float>() == std::vector<float>{-0.5f, -0.5f, -2.0f});
+}
