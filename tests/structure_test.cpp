@@ -300,6 +300,13 @@ TEST_CASE("no registry host and no machine's folders") {
   check_none(hosts_and_machine_paths(repository()));
 }
 
+TEST_CASE("the example of README.md is the program that install_test builds and runs") {
+  const std::string& program = repository().at("tests/consumer/main.cpp");
+  const std::string code = program.substr(program.find("#include"));
+  REQUIRE(code.size() > 500);
+  CHECK(repository().at("README.md").find("```cpp\n" + code + "```") != std::string::npos);
+}
+
 TEST_CASE("the sources are formatted") {
   const Output version = run("clang-format --version");
   if (version.text.find(std::string("version ") + kClangFormatVersion + ".") == std::string::npos) {
