@@ -131,7 +131,7 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, flo
   const int64_t c = x.dim(-1), rows = c == 0 ? 0 : x.numel() / c;
   check_optional(kOp, "weight", weight, c, device);
   check_optional(kOp, "bias", bias, c, device);
-  Tensor y = empty_like(x), stats({rows, 2}, Dtype::f32, device);
+  Tensor y = empty_like(x), stats({rows, 3}, Dtype::f32, device);
   GRAFT_CPU_KERNEL(layer_norm, device, kOp)
   (y.mutable_data<float>(), stats.mutable_data<float>(), x.data<float>(), data_or_null(weight),
    data_or_null(bias), rows, c, epsilon);
@@ -164,7 +164,7 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
   const int64_t spatial = x.numel() == 0 ? 0 : x.numel() / samples / c;
   // With no element there is nothing to normalise, and the gradients below are zeros.
   const int64_t work = spatial == 0 ? 0 : samples;
-  Tensor y = empty_like(x), stats({samples, groups, 2}, Dtype::f32, device);
+  Tensor y = empty_like(x), stats({samples, groups, 3}, Dtype::f32, device);
   if (work > 0) {
     GRAFT_CPU_KERNEL(group_norm, device, kOp)
     (y.mutable_data<float>(), stats.mutable_data<float>(), x.data<float>(), data_or_null(weight),

@@ -1,6 +1,6 @@
-// Normalisation. Included by kernels.h once per backend. Statistics of batch-norm are three rows of
-// `channels` floats: the mean, 1 / sqrt(variance + epsilon), and what the mean lost by rounding to
-// float (so that (x - mean) - rest is exact when the mean is large against the deviation).
+// Normalisation. Included by kernels.h once per backend. Statistics are three numbers: the mean,
+// 1 / sqrt(variance + epsilon), and what the mean lost by rounding to float (so that
+// (x - mean) - rest is exact when the mean is large against the deviation).
 
 // Batch statistics of x (rows, channels) into stats (3, channels), and the running ones moved by
 // momentum: mean, and the unbiased variance. rows >= 2.
@@ -15,8 +15,8 @@ void batch_norm_apply(float* y, const float* x, const float* residual, const flo
                       int64_t channels);
 void batch_norm_grad(const BatchNormGrad& args);
 
-// Each row of x (rows, c) normalised, then weight and bias (c) or null. stats (rows, 2): mean and
-// 1 / sqrt(variance + epsilon).
+// Each row of x (rows, c) normalised, then weight and bias (c) or null. stats (rows, 3): the same
+// three numbers for each row.
 void layer_norm(float* y, float* stats, const float* x, const float* weight, const float* bias,
                 int64_t rows, int64_t c, float epsilon);
 // dx, dweight and dbias may be null.
@@ -24,7 +24,7 @@ void layer_norm_grad(float* dx, float* dweight, float* dbias, const float* g, co
                      const float* stats, const float* weight, int64_t rows, int64_t c);
 
 // x (samples, spatial, channels), statistics over spatial and the channels of a group.
-// stats (samples, groups, 2).
+// stats (samples, groups, 3): the same three numbers for each group.
 void group_norm(float* y, float* stats, const float* x, const float* weight, const float* bias,
                 int64_t samples, int64_t spatial, int64_t channels, int64_t groups, float epsilon);
 void group_norm_grad(float* dx, float* dweight, float* dbias, const float* g, const float* x,

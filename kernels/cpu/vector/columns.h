@@ -91,8 +91,9 @@ inline void affine_rows(float* __restrict y, const float* __restrict x,
 }
 
 template <Activation act, bool has_residual>
-inline void affine_matrix(float* y, const float* x, const float* residual, const float* center,
-                          const float* scale, const float* offset, int64_t rows, int64_t width) {
+[[gnu::noinline]] static void affine_matrix(float* y, const float* x, const float* residual,
+                                            const float* center, const float* scale,
+                                            const float* offset, int64_t rows, int64_t width) {
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) {
     const int64_t at = r * width;
@@ -151,10 +152,11 @@ inline void grad_rows(const float* __restrict g, const float* __restrict x,
 
 // The same over a matrix, in blocks whose sums go to the double totals.
 template <Mask mask, bool sums, bool writes_dz, bool writes_dx>
-inline void grad_matrix(const ColumnGradRows& p, double* __restrict total,
-                        double* __restrict total_product, float* work, const float* center,
-                        const float* scale, const float* offset, float high, int64_t rows,
-                        int64_t width) {
+[[gnu::noinline]] static void grad_matrix(const ColumnGradRows& p, double* __restrict total,
+                                          double* __restrict total_product, float* work,
+                                          const float* center, const float* scale,
+                                          const float* offset, float high, int64_t rows,
+                                          int64_t width) {
   float* __restrict s = work;
   float* __restrict q = work + width;
   for (int64_t begin = 0; begin < rows; begin += kBlockRows) {
@@ -185,10 +187,10 @@ inline void grad_matrix(const ColumnGradRows& p, double* __restrict total,
 
 // dx = scale dz - (x - center) slope - constant, with dz = g under the mask.
 template <Mask mask>
-inline void center_grad_matrix(const ColumnGradRows& p, const float* __restrict center,
-                               const float* __restrict scale, const float* __restrict offset,
-                               const float* __restrict slope, const float* __restrict constant,
-                               float high, int64_t rows, int64_t width) {
+[[gnu::noinline]] static void center_grad_matrix(
+    const ColumnGradRows& p, const float* __restrict center, const float* __restrict scale,
+    const float* __restrict offset, const float* __restrict slope, const float* __restrict constant,
+    float high, int64_t rows, int64_t width) {
   for (int64_t r = 0; r < rows; ++r) {
     const float* __restrict g = p.g + r * width;
     const float* __restrict x = p.x + r * width;

@@ -46,9 +46,11 @@ void group_norm(float* y, float* stats, const float* x, const float* weight, con
         const float invstd = static_cast<float>(
             1 / std::sqrt((variance < 0 ? 0.0 : variance) + static_cast<double>(epsilon)));
         const float rounded = static_cast<float>(common);
-        stats[2 * (n * groups + k)] = rounded;
-        stats[2 * (n * groups + k) + 1] = invstd;
         const float rest = static_cast<float>(common - static_cast<double>(rounded));
+        float* own = stats + 3 * (n * groups + k);
+        own[0] = rounded;
+        own[1] = invstd;
+        own[2] = rest;
         for (int64_t j = k * width; j < (k + 1) * width; ++j) {
           center[j] = rounded;
           scale[j] = (weight ? weight[j] : 1.0f) * invstd;
@@ -75,28 +77,28 @@ void group_norm_grad(float* dx, float* dweight, float* dbias, const float* g, co
       double *sum = memory + 2 * n * channels, *product = sum + channels;
       float *work = floats + 6 * n * channels, *center = work + 2 * channels;
       float *scale = center + channels, *slope = scale + channels, *constant = slope + channels;
-      const float* own = stats + 2 * n * groups;
+      const float* own = stats + 3 * n * groups;
       for (int64_t j = 0; j < channels; ++j) {
-        center[j] = own[2 * (j / width)];
-        scale[j] = (weight ? weight[j] : 1.0f) * own[2 * (j / width) + 1];
+        center[j] = own[3 * (j / width)];
+        scale[j] = (weight ? weight[j] : 1.0f) * own[3 * (j / width) + 1];
         sum[j] = product[j] = 0;
       }
       const ColumnGradRows rows{g + at, x + at, nullptr, nullptr, dx ? dx + at : nullptr};
       grad_matrix<Mask::none, true, false, false>(rows, sum, product, work, center, scale, scale,
                                                   0.0f, spatial, channels);
       for (int64_t k = 0; k < groups; ++k) {
-        const double invstd = own[2 * k + 1];
+        const double invstd = own[3 * k + 1], rest = own[3 * k + 2];
         double mean_h = 0, mean_hx = 0;
         for (int64_t j = k * width; j < (k + 1) * width; ++j) {
           const double w = weight ? weight[j] : 1.0f;
-          product[j] *= invstd;
+          product[j] = (product[j] - rest * sum[j]) * invstd;
           mean_h += w * sum[j];
           mean_hx += w * product[j];
         }
         const double inverse = invstd / static_cast<double>(spatial * width);
         for (int64_t j = k * width; j < (k + 1) * width; ++j) {
           slope[j] = static_cast<float>(mean_hx * inverse * invstd);
-          constant[j] = static_cast<float>(mean_h * inverse);
+          constant[j] = static_cast<float>(mean_h * inverse - rest * mean_hx * inverse * invstd);
         }
       }
       if (dx != nullptr) {

@@ -6,9 +6,10 @@
 // Layout: rows of c floats, no alignment assumed. A row stays in the first-level cache, so it is
 // read from memory once each way.
 //
-// Numerics: deviations from the row's f32 mean, and the variance corrected by their sum (the
-// corrected two-pass algorithm); weight and bias gradients f32 within 256 rows, double across.
-// Deterministic: rows are independent, and the partial sums' number depends on the shape only.
+// Numerics: deviations d from a mean rounded to f32; their own mean, which is the rounding error,
+// is kept beside it and taken off again: xhat = (d - rest) invstd (the corrected two-pass
+// algorithm). Weight and bias gradients f32 within 256 rows, double across. Deterministic: rows are
+// independent, and the partial sums' number depends on the shape only.
 #include <cmath>
 
 #include "kernels/cpu/parallel.h"
@@ -24,11 +25,12 @@ constexpr int64_t kFlushRows = 256;
 template <bool has_weight, bool wants_dx, bool wants_sums>
 void grad_row(float* __restrict dx, float* __restrict dweight, float* __restrict dbias,
               const float* __restrict g, const float* __restrict x, const float* __restrict weight,
-              float mean, float invstd, int64_t c) {
+              const float* stats, int64_t c) {
+  const float mean = stats[0], invstd = stats[1], shift = stats[2] * invstd;
   float sum = 0, product = 0;
 #pragma omp simd reduction(+ : sum, product)
   for (int64_t j = 0; j < c; ++j) {
-    const float xhat = (x[j] - mean) * invstd;
+    const float xhat = (x[j] - mean) * invstd - shift;
     const float h = has_weight ? g[j] * weight[j] : g[j];
     sum += h;
     product += h * xhat;
@@ -42,7 +44,7 @@ void grad_row(float* __restrict dx, float* __restrict dweight, float* __restrict
     sum *= inverse;
     product *= inverse;
     for (int64_t j = 0; j < c; ++j) {
-      const float xhat = (x[j] - mean) * invstd;
+      const float xhat = (x[j] - mean) * invstd - shift;
       const float h = has_weight ? g[j] * weight[j] : g[j];
       dx[j] = (h - sum - xhat * product) * invstd;
     }
@@ -51,11 +53,11 @@ void grad_row(float* __restrict dx, float* __restrict dweight, float* __restrict
 
 template <bool wants_dx, bool wants_sums>
 void grad_row(float* dx, float* dweight, float* dbias, const float* g, const float* x,
-              const float* weight, float mean, float invstd, int64_t c) {
+              const float* weight, const float* stats, int64_t c) {
   if (weight != nullptr) {
-    grad_row<true, wants_dx, wants_sums>(dx, dweight, dbias, g, x, weight, mean, invstd, c);
+    grad_row<true, wants_dx, wants_sums>(dx, dweight, dbias, g, x, weight, stats, c);
   } else {
-    grad_row<false, wants_dx, wants_sums>(dx, dweight, dbias, g, x, weight, mean, invstd, c);
+    grad_row<false, wants_dx, wants_sums>(dx, dweight, dbias, g, x, weight, stats, c);
   }
 }
 
@@ -71,7 +73,7 @@ void layer_norm(float* y, float* stats, const float* x, const float* weight, con
       float sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int64_t j = 0; j < c; ++j) sum += in[j];
-      float mean = sum * inverse;
+      const float mean = sum * inverse;
       float rest = 0, square = 0;
 #pragma omp simd reduction(+ : rest, square)
       for (int64_t j = 0; j < c; ++j) {
@@ -81,15 +83,18 @@ void layer_norm(float* y, float* stats, const float* x, const float* weight, con
       }
       rest *= inverse;
       const float variance = square * inverse - rest * rest;
-      mean += rest;
       const float invstd = 1.0f / std::sqrt((variance < 0 ? 0.0f : variance) + epsilon);
-      stats[2 * r] = mean;
-      stats[2 * r + 1] = invstd;
+      const float shift = rest * invstd;
+      stats[3 * r] = mean;
+      stats[3 * r + 1] = invstd;
+      stats[3 * r + 2] = rest;
       if (weight != nullptr && bias != nullptr) {
-        for (int64_t j = 0; j < c; ++j) out[j] = (in[j] - mean) * invstd * weight[j] + bias[j];
+        for (int64_t j = 0; j < c; ++j) {
+          out[j] = ((in[j] - mean) * invstd - shift) * weight[j] + bias[j];
+        }
       } else {
         for (int64_t j = 0; j < c; ++j) {
-          const float xhat = (in[j] - mean) * invstd;
+          const float xhat = (in[j] - mean) * invstd - shift;
           out[j] = (weight ? xhat * weight[j] : xhat) + (bias ? bias[j] : 0.0f);
         }
       }
@@ -103,7 +108,7 @@ void layer_norm_grad(float* dx, float* dweight, float* dbias, const float* g, co
     parallel_for(rows, 3 * c, [=](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         grad_row<true, false>(dx + r * c, nullptr, nullptr, g + r * c, x + r * c, weight,
-                              stats[2 * r], stats[2 * r + 1], c);
+                              stats + 3 * r, c);
       }
     });
     return;
@@ -121,13 +126,11 @@ void layer_norm_grad(float* dx, float* dweight, float* dbias, const float* g, co
       const int64_t to = from + kFlushRows < end ? from + kFlushRows : end;
       for (int64_t j = 0; j < 2 * c; ++j) own[j] = 0;
       for (int64_t r = from; r < to; ++r) {
-        const float mean = stats[2 * r], invstd = stats[2 * r + 1];
+        const float *gr = g + r * c, *xr = x + r * c, *sr = stats + 3 * r;
         if (dx != nullptr) {
-          grad_row<true, true>(dx + r * c, own, own + c, g + r * c, x + r * c, weight, mean, invstd,
-                               c);
+          grad_row<true, true>(dx + r * c, own, own + c, gr, xr, weight, sr, c);
         } else {
-          grad_row<false, true>(nullptr, own, own + c, g + r * c, x + r * c, weight, mean, invstd,
-                                c);
+          grad_row<false, true>(nullptr, own, own + c, gr, xr, weight, sr, c);
         }
       }
       for (int64_t j = 0; j < 2 * c; ++j) total[j] += own[j];
