@@ -104,6 +104,16 @@ TEST_CASE("the evaluation view without a resize stretches both sides to the crop
   CHECK(view.pixels == resize(image, 13, 13, Interpolation::bicubic).pixels);
 }
 
+TEST_CASE("an odd margin is rounded to the even neighbour, or down where the weights ask for it") {
+  const Image image = picture(4, 11, 9, 3);
+  Preprocessing preprocessing;
+  preprocessing.resize = 9;  // no resize, margins of 3 and 1
+  preprocessing.crop = 8;
+  CHECK(eval_view(image, preprocessing).pixels == crop(image, 2, 0, 8, 8).pixels);
+  preprocessing.crop_offset = CropOffset::floor;
+  CHECK(eval_view(image, preprocessing).pixels == crop(image, 1, 0, 8, 8).pixels);
+}
+
 TEST_CASE("a very long image is resized without its middle being computed in full") {
   const Image image{8000, 1, 1, std::vector<uint8_t>(8000, 9)};
   const Image view = eval_view(image, Preprocessing{});
