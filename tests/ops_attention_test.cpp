@@ -85,9 +85,10 @@ TEST_CASE("scaled_dot_product_attention with a mask") {
 TEST_CASE("scaled_dot_product_attention errors") {
   constexpr const char* kOp = "scaled_dot_product_attention";
   const Tensor q = Tensor::zeros({2, 3, 4, 5}), k = Tensor::zeros({2, 3, 6, 5});
-  op_error(kOp, "expected f32 tensors of shape (b, heads, n, d), got f32[4, 5]", [&] {
-    scaled_dot_product_attention(Tensor::zeros({4, 5}), k, k);
-  });
+  op_error("scaled_dot_product_attention",
+           "expected f32 tensors of shape (b, heads, n, d), got f32[4, 5]", [&] {
+             scaled_dot_product_attention(Tensor::zeros({4, 5}), k, k);
+           });
   op_error(kOp, "q and k differ", [&] {
     scaled_dot_product_attention(Tensor::zeros({2, 3, 4, 4}), k, k);
   });

@@ -52,7 +52,9 @@ TEST_CASE("impossible shapes are refused") {
   const int64_t big = int64_t{1} << 40;
   CHECK(contains(error_of([&] { Tensor x({big, big}); }), "too many elements"));
   CHECK(contains(error_of([&] { Tensor x({big, 1 << 22}); }), "too many elements"));
+#ifndef __SANITIZE_ADDRESS__  // which ends the program where malloc would return null
   CHECK(contains(error_of([&] { Tensor x({big, 1 << 16}); }), "out of memory on cpu"));
+#endif
   CHECK(contains(error_of([] {
                    Tensor::of<float>({1, 2}, {3});
                  }),
