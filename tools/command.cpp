@@ -10,7 +10,7 @@ namespace graft {
 CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& description,
                       const std::string& examples) {
   CLI::App* command = app.add_subcommand(name, description);
-  std::string footer = "\nExamples:\n";
+  std::string footer = "Examples:\n";
   std::istringstream lines(examples);
   for (std::string line; std::getline(lines, line);) footer += "  " + line + "\n";
   command->footer(footer);

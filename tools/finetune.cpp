@@ -50,6 +50,7 @@ class Reporter : public Observer {
   void message(const std::string& line) override { bar_.line(line); }
 
   void progress(const Progress& now) override {
+    epochs_ = now.epochs;
     const double part = static_cast<double>(now.done) / static_cast<double>(now.total);
     std::string before = text("epoch ", now.epoch, "/", now.epochs), after;
     if (now.phase == Progress::Phase::features) {
@@ -66,8 +67,8 @@ class Reporter : public Observer {
   }
 
   void epoch_done(const EpochReport& report) override {
-    // A linear probe's hundred short epochs would drown the rest.
-    if (report.best || report.seconds > 2) bar_.line(epoch_line(report));
+    // Of a linear probe's hundred short epochs only the better ones are told.
+    if (report.best || epochs_ <= 20 || report.seconds > 2) bar_.line(epoch_line(report));
     if (!json_) return;
     nlohmann::ordered_json line{{"event", "epoch"}};
     line.update(nlohmann::ordered_json::parse(to_json(report)));
@@ -87,6 +88,7 @@ class Reporter : public Observer {
  private:
   bool json_;
   bool told_ = false;
+  int64_t epochs_ = 0;
   ProgressBar bar_;
 };
 
@@ -181,7 +183,7 @@ void FinetuneCommand::add_model() {
   command_->add_flag("--from-scratch", from_scratch_, "random weights instead of --weights");
   add("--dropout", GRAFT_MEMBER(dropout), "before the head (the architecture's own)");
   add("--freeze", GRAFT_MEMBER(freeze),
-      "parts that do not train, such as layer1 or features.[*]; repeatable");
+      "parts that do not train, such as layer1 or features.0; * and ? match; repeatable");
   add("--freeze-features", GRAFT_MEMBER(freeze_features), "train the head only (linear probe)");
   add("--batch-norm", GRAFT_MEMBER(batch_norm),
       "statistics: frozen, or train (frozen; train from scratch)");

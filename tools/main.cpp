@@ -65,7 +65,7 @@ std::string suggestion(CLI::App& app, int argc, char** argv) {
     word = word.substr(0, word.find('='));
     if (word.rfind("--", 0) != 0 || std::count(flags.begin(), flags.end(), word) > 0) continue;
     const std::string meant = nearest(word, flags);
-    if (!meant.empty()) return text("did you mean ", meant, " instead of ", word, "?");
+    if (!meant.empty()) return text(word, " is not an option; did you mean ", meant, "?");
   }
   return "";
 }
@@ -82,7 +82,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_version_flag("--version", std::string("graft ") + version());
   app.footer(
-      "\nExamples:\n"
+      "Examples:\n"
       "  graft convert efficientnet_lite0.pth lite0.safetensors\n"
       "  graft finetune --data photos --weights lite0.safetensors --out run\n"
       "  graft evaluate --weights run/best.safetensors --data test-photos\n"
@@ -101,8 +101,7 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     const std::string meant = suggestion(app, argc, argv);
-    std::cerr << "graft: " << error.what() << "\n";
-    if (!meant.empty()) std::cerr << meant << "\n";
+    std::cerr << "graft: " << (meant.empty() ? error.what() : meant) << "\n";
     std::cerr << help_hint(app) << "\n";
     return 2;
   } catch (const Exit& exit) {

@@ -21,7 +21,8 @@ enum class OptimizerKind : uint8_t { sgd, adamw };
 // fine-tuning in few steps, because running statistics lag behind the weights.
 enum class BatchNormPolicy : uint8_t { train, frozen };
 enum class ClassWeighting : uint8_t { none, balanced };
-// What picks the best epoch. f1: of the second class when there are two, else the macro mean.
+// What picks the best epoch; between equals the lower validation loss. f1: of the second class when
+// there are two, else the macro mean.
 enum class Criterion : uint8_t { accuracy, balanced_accuracy, f1, loss };
 
 struct FinetuneOptions {

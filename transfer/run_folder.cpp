@@ -130,6 +130,7 @@ void write_state(const RunFolder& folder, const RunState& state, const ModelCard
   metadata["state.seconds"] = exact(state.sums.seconds);
   metadata["state.best_epoch"] = text(state.best_epoch);
   metadata["state.best_value"] = exact(state.best_value);
+  metadata["state.best_loss"] = exact(state.best_loss);
   metadata["state.since_best"] = text(state.since_best);
   metadata["state.finished"] = text(state.finished);
   write_safetensors(folder.state(), tensors, metadata);
@@ -150,6 +151,7 @@ StoredState read_state(const RunFolder& folder) {
   state.sums.seconds = values.real("seconds");
   state.best_epoch = values.integer("best_epoch");
   state.best_value = values.real("best_value");
+  state.best_loss = values.real("best_loss");
   state.since_best = values.integer("since_best");
   state.finished = values.integer("finished") != 0;
   for (const FileTensor& entry : file.tensors) {

@@ -66,7 +66,7 @@ struct RunState {
   int64_t step = 0;   // finished steps in all
   EpochSums sums;
   int64_t best_epoch = 0;  // from 1; 0: none yet
-  double best_value = 0;
+  double best_value = 0, best_loss = 0;
   int64_t since_best = 0;  // epochs
   bool finished = false;
   StateDict model;

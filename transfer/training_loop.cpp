@@ -248,13 +248,17 @@ bool TrainingLoop::judge_epoch() {
 void TrainingLoop::select(EpochReport& report) {
   RunState& state = run_.state;
   const double value = value_of(report);
-  report.best = state.best_epoch == 0 || !report.validation || value > state.best_value;
+  const double loss = report.validation ? report.validation->loss : 0;
+  // On few images accuracies tie often; the loss tells more.
+  report.best = state.best_epoch == 0 || !report.validation || value > state.best_value ||
+                (value == state.best_value && loss < state.best_loss);
   if (!report.best) {
     ++state.since_best;
     return;
   }
   state.best_epoch = report.epoch;
   state.best_value = value;
+  state.best_loss = loss;
   state.since_best = 0;
   best_ = run_.model->state_dict();
   best_unsaved_ = true;

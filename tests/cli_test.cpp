@@ -1,0 +1,367 @@
+// The built program as people and scripts see it: exit codes, messages, JSON, signals, files.
+#include <chrono>
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <signal.h>
+#include <sstream>
+#include <sys/wait.h>
+#include <thread>
+#include <unistd.h>
+
+#include "kernels/error.h"
+#include "kernels/types.h"
+#include "tests/support/pictures.h"
+
+namespace graft {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::file_bytes;
+using testing::TemporaryFolder;
+
+struct Outcome {
+  int code = -1;  // 128 + signal for a killed process
+  std::string out, err;
+};
+
+// One run of the program, its streams in files.
+class Run {
+ public:
+  explicit Run(const std::vector<std::string>& arguments, const std::string& stdout_to = "") {
+    std::vector<std::string> words{GRAFT_BINARY_DIR "/graft"};
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    std::vector<char*> pointers;
+    for (std::string& word : words) pointers.push_back(word.data());
+    pointers.push_back(nullptr);
+    const std::string out = stdout_to.empty() ? (folder_ / "out").string() : stdout_to;
+    const std::string err = (folder_ / "err").string();
+    pid_ = fork();
+    GRAFT_CHECK(pid_ >= 0, "the test cannot start a process");
+    if (pid_ == 0) {
+      dup2(open("/dev/null", O_RDONLY), 0);
+      dup2(open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
+      dup2(open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
+      execv(pointers[0], pointers.data());
+      _exit(127);
+    }
+  }
+  ~Run() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      waitpid(pid_, nullptr, 0);
+    }
+  }
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
+  void send(int signal) { kill(pid_, signal); }
+  std::string out_so_far() const {
+    return fs::exists(folder_ / "out") ? file_bytes(folder_ / "out") : "";
+  }
+  Outcome wait() {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return {code, out_so_far(), file_bytes(folder_ / "err")};
+  }
+
+ private:
+  TemporaryFolder folder_;
+  pid_t pid_;
+};
+
+Outcome graft_program(const std::vector<std::string>& arguments) { return Run(arguments).wait(); }
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+std::vector<json> json_lines(const std::string& text) {
+  std::vector<json> result;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) result.push_back(json::parse(line));
+  return result;
+}
+
+const fs::path& pictures() {
+  static const TemporaryFolder folder;
+  static const fs::path data = [] {
+    testing::write_stripes(folder / "stripes", 16, 16, 7);
+    return folder / "stripes";
+  }();
+  return data;
+}
+
+std::vector<std::string> training(const fs::path& out, const std::string& epochs) {
+  return {"finetune",     "--data",    pictures().string(), "--arch", "small_cnn", "--from-scratch",
+          "--image-size", "16",        "--batch",           "8",      "--epochs",  epochs,
+          "--out",        out.string()};
+}
+
+// Weights that several cases read.
+const fs::path& trained() {
+  static const TemporaryFolder folder;
+  static const fs::path weights = [] {
+    const Outcome outcome = graft_program(training(folder / "run", "4"));
+    GRAFT_CHECK(outcome.code == 0, outcome.err);
+    return folder / "run" / "best.safetensors";
+  }();
+  return weights;
+}
+
+TEST_CASE("help with examples for the program and every command") {
+  const Outcome all = graft_program({"--help"});
+  CHECK(all.code == 0);
+  for (const char* name : {"finetune", "evaluate", "predict", "convert", "inspect", "info"}) {
+    CHECK(contains(all.out, name));
+    const Outcome one = graft_program({name, "--help"});
+    CHECK(one.code == 0);
+    CHECK(contains(one.out, "Examples:\n  graft " + std::string(name)));
+    CHECK(one.err.empty());
+  }
+  CHECK(contains(graft_program({"--version"}).out, "graft 0."));
+}
+
+TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdout") {
+  const TemporaryFolder folder;
+  const std::string out = (folder / "run").string(), data = pictures().string();
+  struct Case {
+    std::vector<std::string> arguments;
+    std::string advice;
+  };
+  const std::vector<Case> cases{
+      {{}, "see graft --help"},
+      {{"finetun"}, "did you mean \"graft finetune\"?"},
+      {{"xyzzy"}, "\"xyzzy\" is not a command"},
+      {{"finetune", "--epoch", "3"}, "did you mean --epochs?"},
+      {{"finetune", "--epochs", "three", "--data", data, "--out", out}, "--epochs"},
+      {{"finetune", "--data", data}, "--out RUN is missing"},
+      {{"finetune", "--out", out}, "--data is missing"},
+      {{"finetune", "--data", data, "--out", out}, "--weights is missing"},
+      {{"finetune", "--data", data, "--out", out, "--arch", "mlp"}, "go together"},
+      {{"finetune", "--data", data, "--out", out, "--weights", "w", "--batch", "0"},
+       "batch must be at least 1"},
+      {{"finetune", "--data", data, "--out", out, "--weights", "w", "--lr", "-1"},
+       "learning rate must be at least 0"},
+      {{"finetune", "--data", data, "--out", out, "--weights", "w", "--optimizer", "adam"},
+       "--optimizer"},
+      {{"finetune", "--resume", out, "--epochs", "9"}, "--epochs cannot change"},
+      {{"predict", "picture.png"}, "--weights"},
+      {{"predict", "--weights", "w", "--top", "0", "picture.png"}, "--top"},
+      {{"predict", "--weights", "w", "--device", "tpu", "picture.png"}, "cpu, cuda or cuda:N"},
+      {{"evaluate", "--weights", "w"}, "--data"},
+  };
+  for (const Case& one : cases) {
+    const Outcome outcome = graft_program(one.arguments);
+    CAPTURE(one.advice);
+    CAPTURE(outcome.err);
+    CHECK(outcome.code == 2);
+    CHECK(contains(outcome.err, one.advice));
+    CHECK(contains(outcome.err, "--help"));
+    CHECK(outcome.out.empty());
+    CHECK_FALSE(fs::exists(out));
+  }
+}
+
+TEST_CASE("work that cannot be done is exit code 1, names the file and leaves nothing behind") {
+  const TemporaryFolder folder;
+  const std::string out = (folder / "run").string(), data = pictures().string();
+  std::ofstream(folder / "text.png") << "this is no picture";
+  std::ofstream(folder / "cut.safetensors") << file_bytes(trained()).substr(0, 5000);
+  fs::create_directories(folder / "one" / "only");
+  fs::copy(pictures() / "down", folder / "one" / "only");
+  const std::string text = (folder / "text.png").string();
+  const std::string cut = (folder / "cut.safetensors").string();
+  const std::string state = (trained().parent_path() / "state.safetensors").string();
+  struct Case {
+    std::vector<std::string> arguments;
+    std::string message;
+  };
+  std::vector<Case> cases{
+      {{"finetune", "--data", "/nowhere", "--weights", trained(), "--out", out}, "/nowhere"},
+      {{"finetune", "--data", data, "--weights", "/none.pth", "--out", out}, "/none.pth"},
+      {{"finetune", "--data", data, "--weights", text, "--out", out}, "text.png"},
+      {{"finetune", "--data", data, "--weights", cut, "--out", out}, "cut.safetensors"},
+      {{"finetune", "--data", data, "--arch", "resnet19", "--from-scratch", "--out", out},
+       "resnet18"},
+      {{"finetune", "--data", folder / "one", "--weights", trained(), "--out", out}, "class"},
+      {{"finetune", "--data", data, "--weights", trained(), "--freeze", "layer9", "--out", out},
+       "no parameter matches \"layer9\""},
+      {{"finetune", "--resume", out}, "no run to resume"},
+      {{"evaluate", "--weights", trained(), "--data", "/nowhere"}, "/nowhere"},
+      {{"predict", "--weights", "/none.safetensors", text}, "/none.safetensors"},
+      {{"predict", "--weights", state, text}, "state.safetensors"},
+      {{"predict", "--weights", trained(), text}, "text.png"},
+  };
+  if (!kHasCuda) {
+    cases.push_back(
+        {{"predict", "--weights", trained(), "--device", "cuda", text}, "--device cpu"});
+  }
+  for (const Case& one : cases) {
+    const Outcome outcome = graft_program(one.arguments);
+    CAPTURE(one.message);
+    CAPTURE(outcome.err);
+    CHECK(outcome.code == 1);
+    CHECK(contains(outcome.err, one.message));
+    CHECK(outcome.out.empty());
+    CHECK_FALSE(fs::exists(fs::path(out) / "state.safetensors"));
+  }
+}
+
+TEST_CASE("a run that is there is not overwritten without --force") {
+  const TemporaryFolder folder;
+  CHECK(graft_program(training(folder / "run", "1")).code == 0);
+  const std::string before = file_bytes(folder / "run" / "best.safetensors");
+  const Outcome refused = graft_program(training(folder / "run", "2"));
+  CHECK(refused.code == 1);
+  CHECK(contains(refused.err, "--resume"));
+  CHECK(file_bytes(folder / "run" / "best.safetensors") == before);
+  std::vector<std::string> forced = training(folder / "run", "2");
+  forced.push_back("--force");
+  CHECK(graft_program(forced).code == 0);
+  CHECK(file_bytes(folder / "run" / "best.safetensors") != before);
+}
+
+TEST_CASE("finetune: plain text tells what to do next, JSON is one object a line") {
+  const TemporaryFolder folder;
+  std::vector<std::string> arguments = training(folder / "text", "2");
+  const Outcome plain = graft_program(arguments);
+  CHECK(plain.code == 0);
+  CHECK(contains(plain.out, "graft predict --weights " + (folder / "text").string()));
+  CHECK(contains(plain.err, "epoch 2: train loss"));
+  CHECK_FALSE(contains(plain.err, "\033"));
+  CHECK_FALSE(contains(plain.err, "\r"));
+
+  arguments = training(folder / "json", "2");
+  arguments.push_back("--json");
+  const std::vector<json> lines = json_lines(graft_program(arguments).out);
+  REQUIRE(lines.size() == 3);
+  CHECK(lines[0]["event"] == "epoch");
+  CHECK(lines[1]["epoch"] == 2);
+  CHECK(lines[1]["val_accuracy"].is_number());
+  CHECK(lines[2]["event"] == "done");
+  CHECK(lines[2]["weights"] == (folder / "json" / "best.safetensors").string());
+
+  const json config = json::parse(file_bytes(folder / "json" / "config.json"));
+  CHECK(config["classes"] == json{"across", "down"});
+  CHECK(config["options"]["batch"] == 8);
+  CHECK(config["options"]["optimizer"] == "adamw");
+  CHECK(config["data_sha256"].get<std::string>().size() == 64);
+  CHECK(config["graft"].is_string());
+  for (const json& line : json_lines(file_bytes(folder / "json" / "metrics.jsonl"))) {
+    CHECK(line["timing"]["seconds"].is_number());
+  }
+}
+
+TEST_CASE("evaluate and predict agree with each other and with metrics.jsonl") {
+  const std::vector<std::string> evaluation{"evaluate", "--weights", trained(), "--data",
+                                            pictures()};
+  std::vector<std::string> as_json = evaluation;
+  as_json.push_back("--json");
+  const std::vector<json> lines = json_lines(graft_program(as_json).out);
+  REQUIRE(lines.size() == 1);
+  const json& result = lines[0];
+  CHECK(result["samples"] == 32);
+  CHECK(result["positive_class"] == "down");
+  CHECK(result["classes"][0]["class"] == "across");
+  CHECK(result["classes"][0]["count"] == 16);
+  const int64_t right =
+      result["confusion"][0][0].get<int64_t>() + result["confusion"][1][1].get<int64_t>();
+  CHECK(result["accuracy"].get<double>() == doctest::Approx(static_cast<double>(right) / 32));
+  CHECK(result["accuracy"] > 0.8);
+  const Outcome text = graft_program(evaluation);
+  CHECK(text.code == 0);
+  CHECK(contains(text.out, "balanced accuracy"));
+
+  std::vector<std::string> prediction{"predict", "--weights", trained(), "--json"};
+  for (int i = 0; i < 16; ++i) {
+    prediction.push_back(pictures() / "down" / ("picture" + std::to_string(i) + ".png"));
+  }
+  int64_t down = 0;
+  for (const json& line : json_lines(graft_program(prediction).out)) {
+    REQUIRE(line["top"].size() == 2);
+    const json& first = line["top"][0];
+    CHECK(first["probability"] >= line["top"][1]["probability"]);
+    CHECK(first["class"] == (first["index"] == 1 ? "down" : "across"));
+    down += first["index"] == 1;
+  }
+  CHECK(down == result["confusion"][1][1]);
+}
+
+TEST_CASE("predict answers for every readable picture and fails for the others") {
+  const std::string good = pictures() / "down" / "picture0.png";
+  const Outcome outcome = graft_program(
+      {"predict", "--weights", trained(), "--json", "--top", "1", good, "/missing.png", good});
+  CHECK(outcome.code == 1);
+  const std::vector<json> lines = json_lines(outcome.out);
+  REQUIRE(lines.size() == 3);
+  CHECK(lines[0]["top"].size() == 1);
+  CHECK(contains(lines[1]["error"], "/missing.png"));
+  CHECK(lines[2] == lines[0]);
+  CHECK(contains(outcome.err, "1 of 3 images failed"));
+}
+
+TEST_CASE("info and inspect have JSON; a full disk behind stdout is an error") {
+  const json info = json::parse(graft_program({"info", "--json"}).out);
+  CHECK(info["devices"][0] == "cpu");
+  CHECK(info["architectures"].size() >= 10);
+  CHECK(info["threads"] >= 1);
+  CHECK(info["cuda_build"] == kHasCuda);
+  const Outcome inspected = graft_program({"inspect", trained(), "--json"});
+  CHECK(inspected.code == 0);
+  CHECK(contains(inspected.out, "fc.weight"));
+  if (fs::exists("/dev/full")) {
+    CHECK(Run({"info"}, "/dev/full").wait().code == 1);
+    CHECK(Run({"info", "--json"}, "/dev/full").wait().code == 1);
+  }
+}
+
+std::string without_timing(const fs::path& metrics) {
+  std::string all;
+  for (json line : json_lines(file_bytes(metrics))) {
+    line.erase("timing");
+    all += line.dump() + "\n";
+  }
+  return all;
+}
+
+TEST_CASE("a run stopped by a signal continues to the same bytes") {
+  const TemporaryFolder folder;
+  const std::string epochs = "60";
+  REQUIRE(graft_program(training(folder / "whole", epochs)).code == 0);
+  for (const int signal : {SIGINT, SIGTERM, SIGKILL}) {
+    CAPTURE(signal);
+    const fs::path out = folder / ("signal" + std::to_string(signal));
+    std::vector<std::string> arguments = training(out, epochs);
+    arguments.push_back("--json");
+    Run run(arguments);
+    // Until it trains for certain; it has 59 epochs left.
+    for (int i = 0; i < 6000 && !contains(run.out_so_far(), "\"epoch\":1"); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    run.send(signal);
+    const Outcome stopped = run.wait();
+    CAPTURE(stopped.err);
+    REQUIRE(stopped.code == 128 + signal);
+    if (signal != SIGKILL) {
+      CHECK(contains(stopped.err, "graft finetune --resume " + out.string()));
+      CHECK(json_lines(stopped.out).back()["event"] == "interrupted");
+    }
+    const Outcome resumed = graft_program({"finetune", "--resume", out});
+    CHECK(resumed.code == 0);
+    for (const char* file : {"best.safetensors", "last.safetensors"}) {
+      CHECK(file_bytes(out / file) == file_bytes(folder / "whole" / file));
+    }
+    CHECK(without_timing(out / "metrics.jsonl") ==
+          without_timing(folder / "whole" / "metrics.jsonl"));
+    // No temporary file is left.
+    CHECK(std::distance(fs::directory_iterator(out), fs::directory_iterator()) == 5);
+  }
+}
+
+}  // namespace
+}  // namespace graft
