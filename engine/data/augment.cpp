@@ -21,10 +21,6 @@ uint8_t blend(int from, int to, float alpha) {
   return static_cast<uint8_t>(value);
 }
 
-int luma(const uint8_t* rgb) {
-  return (rgb[0] * 19595 + rgb[1] * 38470 + rgb[2] * 7471 + 0x8000) >> 16;
-}
-
 using Table = std::array<uint8_t, 256>;
 
 // Maps every byte of one channel.

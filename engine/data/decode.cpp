@@ -40,11 +40,6 @@ struct FreePixels {
 };
 using Pixels = std::unique_ptr<stbi_uc, FreePixels>;
 
-// ITU-R 601 luma in 16-bit fixed point, as Pillow's convert("L").
-uint8_t luma(const uint8_t* rgb) {
-  return static_cast<uint8_t>((rgb[0] * 19595 + rgb[1] * 38470 + rgb[2] * 7471 + 0x8000) >> 16);
-}
-
 // Writes one decoded row (1 grey, 2 grey + alpha, 3 colour, 4 colour + alpha) as 1 or 3 channels.
 void convert_row(const uint8_t* in, int from, int64_t width, int64_t to, uint8_t* out) {
   const bool colour = from >= 3;

@@ -12,8 +12,8 @@
 
 namespace graft {
 
-// Where a centre crop starts when its margin (size - crop) / 2 is a half: torchvision goes to the even
-// pixel, plain integer division down.
+// Where a centre crop starts when its margin (size - crop) / 2 is a half: torchvision goes to the
+// even pixel, plain integer division down.
 enum class CropOffset : uint8_t { nearest_even, floor };
 
 // What a model's weights expect; travels with them.
