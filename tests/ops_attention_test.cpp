@@ -83,21 +83,21 @@ TEST_CASE("scaled_dot_product_attention with a mask") {
 }
 
 TEST_CASE("scaled_dot_product_attention errors") {
-  constexpr const char* kOp = "scaled_dot_product_attention";
   const Tensor q = Tensor::zeros({2, 3, 4, 5}), k = Tensor::zeros({2, 3, 6, 5});
   op_error("scaled_dot_product_attention",
            "expected f32 tensors of shape (b, heads, n, d), got f32[4, 5]", [&] {
              scaled_dot_product_attention(Tensor::zeros({4, 5}), k, k);
            });
-  op_error(kOp, "q and k differ", [&] {
+  op_error("scaled_dot_product_attention", "q and k differ", [&] {
     scaled_dot_product_attention(Tensor::zeros({2, 3, 4, 4}), k, k);
   });
-  op_error(kOp, "k and v differ", [&] {
+  op_error("scaled_dot_product_attention", "k and v differ", [&] {
     scaled_dot_product_attention(q, k, Tensor::zeros({2, 3, 7, 5}));
   });
-  op_error(kOp, "expected an f32 mask that broadcasts to [2, 3, 4, 6], got f32[5, 6]", [&] {
-    scaled_dot_product_attention(q, k, k, Tensor::zeros({5, 6}));
-  });
+  op_error("scaled_dot_product_attention",
+           "expected an f32 mask that broadcasts to [2, 3, 4, 6], got f32[5, 6]", [&] {
+             scaled_dot_product_attention(q, k, k, Tensor::zeros({5, 6}));
+           });
 }
 
 }  // namespace graft::test
