@@ -1,6 +1,6 @@
 // Optimizers with parameter groups. One fused kernel pass updates all parameters of a group.
-// State and formulas are PyTorch's (SGD with momentum, Nesterov and weight decay; AdamW, Loshchilov and
-// Hutter 2019).
+// State and formulas are PyTorch's (SGD with momentum, Nesterov and weight decay; AdamW, Loshchilov
+// and Hutter 2019).
 #pragma once
 
 #include <map>
