@@ -11,8 +11,8 @@
 
 namespace graft {
 
-// Sets what next_key() hands out: the run's seed and the training step. Streams restart at 0, so the
-// same calls in the same order within a step get the same numbers after a resume.
+// Sets what next_key() hands out: the run's seed and the training step. Streams restart at 0, so
+// the same calls in the same order within a step get the same numbers after a resume.
 void begin_rng_step(uint64_t seed, uint64_t step);
 // A fresh stream of the current step (thread-local).
 RngKey next_key();
@@ -25,16 +25,19 @@ std::vector<int64_t> permutation(int64_t n, RngKey key);
 // Draws numbers one after another from one key, for host code such as augmentation.
 class RandomStream {
  public:
-  explicit RandomStream(RngKey key) : key_(key) {}
+  // first_word: how many 32-bit words of the key's sequence to skip.
+  explicit RandomStream(RngKey key, uint64_t first_word = 0) : key_(key), index_(first_word) {}
   uint32_t bits();
-  double uniform();                     // [0, 1)
+  double uniform();  // [0, 1)
   double uniform(double low, double high) { return low + (high - low) * uniform(); }
   double normal();
-  int64_t below(int64_t n);             // 0..n-1
+  int64_t below(int64_t n);  // 0..n-1
 
  private:
   RngKey key_;
   uint64_t index_ = 0;
+  uint64_t block_ = ~uint64_t{0};  // which block of four words is in words_
+  uint32_t words_[4] = {};
 };
 
 }  // namespace graft

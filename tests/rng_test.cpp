@@ -127,3 +127,18 @@ TEST_CASE("a random stream repeats and stays in range") {
     REQUIRE(below < 7);
   }
 }
+
+TEST_CASE("tensors hold the key's words in order, whatever the threads") {
+  const RngKey key{3, 4, 5};
+  const int64_t n = 70001;
+  const std::vector<float> even = uniform({n}, 0, 1, key).to_vector<float>();
+  const std::vector<float> bell = normal({n}, 0, 1, key).to_vector<float>();
+  int64_t different = 0;
+  RandomStream random(key);
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t word = philox_word(key, static_cast<uint64_t>(i));
+    different += even[static_cast<size_t>(i)] != to_uniform(word);
+    different += bell[static_cast<size_t>(i)] != static_cast<float>(random.normal());
+  }
+  CHECK(different == 0);
+}
