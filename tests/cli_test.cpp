@@ -351,6 +351,7 @@ TEST_CASE("a run stopped by a signal continues to the same bytes") {
       CHECK(contains(stopped.err, "graft finetune --resume " + out.string()));
       CHECK(json_lines(stopped.out).back()["event"] == "interrupted");
     }
+    std::ofstream(out / ".state.safetensors.123-4.tmp") << "a write that was cut short";
     const Outcome resumed = graft_program({"finetune", "--resume", out});
     CHECK(resumed.code == 0);
     for (const char* file : {"best.safetensors", "last.safetensors"}) {

@@ -95,6 +95,7 @@ FinetuneResult resume(const std::filesystem::path& path, const ResumeOptions& ch
                       Observer& observer) {
   const RunFolder folder{path};
   const RunConfig config = read_config(folder);
+  folder.remove_leftovers();
   PreparedRun run;
   run.options = config.options;
   run.options.out = path;

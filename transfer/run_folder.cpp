@@ -69,6 +69,20 @@ void RunFolder::start_afresh() const {
   }
 }
 
+void RunFolder::remove_leftovers() const {
+  for (const fs::path& file : {config(), state(), metrics(), best(), last()}) {
+    const std::string start =
+        "." + file.filename().string() + ".";  // as write_safetensors names it
+    for (const fs::directory_entry& entry : fs::directory_iterator(path)) {
+      const fs::path name = entry.path().filename();
+      std::error_code harmless;
+      if (name.string().rfind(start, 0) == 0 && name.extension() == ".tmp") {
+        fs::remove(entry.path(), harmless);
+      }
+    }
+  }
+}
+
 std::string to_json(const EpochReport& report) {
   Json line;
   line["epoch"] = report.epoch;
