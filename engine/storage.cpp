@@ -2,8 +2,6 @@
 // handed out again: no page faults after the first step.
 #include "engine/storage.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -11,6 +9,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <sys/mman.h>
 #include <unordered_map>
 
 #include "kernels/device.h"

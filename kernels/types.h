@@ -13,8 +13,8 @@ namespace graft {
 // exist so that weight files can be read, inspected and cast.
 enum class Dtype : uint8_t { f32, bf16, f16, f64, i64, i32, i16, i8, u8, boolean };
 
-size_t size_of(Dtype dtype);             // bytes of one element
-std::string_view name_of(Dtype dtype);   // "f32"
+size_t size_of(Dtype dtype);            // bytes of one element
+std::string_view name_of(Dtype dtype);  // "f32"
 std::ostream& operator<<(std::ostream& out, Dtype dtype);
 
 struct Device {
@@ -109,8 +109,8 @@ struct OptimTensor {
   bool first_step = false;  // SGD: the buffer starts as a copy of the gradient
 };
 
-// A reduction of (outer, axis, inner) to (outer, inner). The axis is cut into chunks when there are too
-// few outputs to keep threads busy; the cut depends on the shape alone, so that results do not
+// A reduction of (outer, axis, inner) to (outer, inner). The axis is cut into chunks when there are
+// too few outputs to keep threads busy; the cut depends on the shape alone, so that results do not
 // depend on the number of threads.
 struct ReduceShape {
   int64_t outer = 1, axis = 1, inner = 1;
@@ -123,8 +123,8 @@ struct ReduceShape {
   int64_t partials() const { return chunks() > 1 ? outer * chunks() * inner : 0; }
 };
 
-// A permutation: the sizes of the result, and how far a step along each of its dimensions moves in the
-// source.
+// A permutation: the sizes of the result, and how far a step along each of its dimensions moves in
+// the source.
 constexpr int kMaxPermuteRank = 8;
 struct PermuteShape {
   int rank = 0;
