@@ -2,8 +2,9 @@
 //
 //   GRAFT_KERNEL(unary, x.device(), "relu")(Unary::relu, {}, y, x, n);
 //
-// GRAFT_KERNEL needs the kernel in both backends: in a build with CUDA a missing one is a link error.
-// GRAFT_CPU_KERNEL is for kernels that exist on the CPU only so far, and says so on other devices.
+// GRAFT_KERNEL needs the kernel in both backends: in a build with CUDA a missing one is a link
+// error. GRAFT_CPU_KERNEL is for kernels that exist on the CPU only so far, and says so on other
+// devices.
 #pragma once
 
 #include "kernels/error.h"
@@ -18,8 +19,7 @@ inline void check_cpu(Device device, const char* op) {
 
 }  // namespace graft
 
-#define GRAFT_CPU_KERNEL(kernel, device, op) \
-  (::graft::check_cpu(device, op), ::graft::cpu::kernel)
+#define GRAFT_CPU_KERNEL(kernel, device, op) (::graft::check_cpu(device, op), ::graft::cpu::kernel)
 #ifdef GRAFT_HAS_CUDA
 #define GRAFT_KERNEL(kernel, device, op) \
   ((device).is_cpu() ? ::graft::cpu::kernel : ::graft::cuda::kernel)

@@ -14,7 +14,8 @@ namespace graft {
 
 using Axes = std::vector<int64_t>;  // negative axes count from the end; {} means all
 
-// --- pointwise, two tensors with NumPy broadcasting -----------------------------------------------
+// --- pointwise, two tensors with NumPy broadcasting
+// -----------------------------------------------
 Tensor add(const Tensor& a, const Tensor& b);
 Tensor sub(const Tensor& a, const Tensor& b);
 Tensor mul(const Tensor& a, const Tensor& b);
@@ -24,19 +25,20 @@ Tensor sub(const Tensor& a, float b);
 Tensor mul(const Tensor& a, float b);
 Tensor div(const Tensor& a, float b);
 
-// --- pointwise, one tensor ------------------------------------------------------------------------
+// --- pointwise, one tensor
+// ------------------------------------------------------------------------
 Tensor neg(const Tensor& x);
 Tensor exp(const Tensor& x);
 Tensor log(const Tensor& x);
 Tensor sqrt(const Tensor& x);
 Tensor pow(const Tensor& x, float exponent);
-Tensor abs(const Tensor& x);                         // derivative 0 at 0
+Tensor abs(const Tensor& x);                           // derivative 0 at 0
 Tensor clamp(const Tensor& x, float low, float high);  // derivative 1 on the closed interval
-Tensor relu(const Tensor& x);                        // derivative 0 at 0
-Tensor relu6(const Tensor& x);                       // derivative 0 at 0 and 6
+Tensor relu(const Tensor& x);                          // derivative 0 at 0
+Tensor relu6(const Tensor& x);                         // derivative 0 at 0 and 6
 Tensor leaky_relu(const Tensor& x, float slope = 0.01f);
-Tensor gelu(const Tensor& x);                        // exact: x/2 (1 + erf(x / sqrt 2))
-Tensor gelu_tanh(const Tensor& x);                   // the tanh approximation
+Tensor gelu(const Tensor& x);       // exact: x/2 (1 + erf(x / sqrt 2))
+Tensor gelu_tanh(const Tensor& x);  // the tanh approximation
 Tensor silu(const Tensor& x);
 Tensor sigmoid(const Tensor& x);
 Tensor tanh(const Tensor& x);
@@ -45,7 +47,8 @@ Tensor hardsigmoid(const Tensor& x);
 // Identity forward, -lambda * gradient backward (Ganin and Lempitsky 2015).
 Tensor grad_reverse(const Tensor& x, float lambda = 1.0f);
 
-// --- reductions -----------------------------------------------------------------------------------
+// --- reductions
+// -----------------------------------------------------------------------------------
 Tensor sum(const Tensor& x, const Axes& axes = {}, bool keep_dims = false);
 Tensor mean(const Tensor& x, const Axes& axes = {}, bool keep_dims = false);
 // Largest value; the gradient goes to its first position. NaN wins. Throws on an empty axis.
@@ -53,14 +56,16 @@ Tensor max(const Tensor& x, const Axes& axes = {}, bool keep_dims = false);
 // Index (i64) of the first largest value along one axis; not differentiable.
 Tensor argmax(const Tensor& x, int64_t axis = -1);
 
-// --- matrix products ------------------------------------------------------------------------------
+// --- matrix products
+// ------------------------------------------------------------------------------
 // (..., m, k) x (..., k, n) -> (..., m, n); leading dimensions equal, or b of rank 2 shared by all.
 // transpose_a: a is (..., k, m); transpose_b: b is (..., n, k).
 Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a = false, bool transpose_b = false);
 // x (..., in), weight (out, in), bias (out) or undefined -> (..., out)
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = Tensor());
 
-// --- shape ----------------------------------------------------------------------------------------
+// --- shape
+// ----------------------------------------------------------------------------------------
 Tensor reshape(const Tensor& x, Shape shape);  // a view; one dimension may be -1
 Tensor permute(const Tensor& x, const Axes& order);
 Tensor concat(const std::vector<Tensor>& parts, int64_t axis = 0);
@@ -70,7 +75,8 @@ Tensor gather(const Tensor& x, const Tensor& index, int64_t axis);
 // weight (rows, width), ids i64 (...) -> (..., width). Throws on an id outside 0..rows-1.
 Tensor embedding(const Tensor& weight, const Tensor& ids);
 
-// --- convolution and pooling, NHWC ----------------------------------------------------------------
+// --- convolution and pooling, NHWC
+// ----------------------------------------------------------------
 struct Padding {
   int64_t top = 0, bottom = 0, left = 0, right = 0;
   static Padding symmetric(int64_t height, int64_t width) { return {height, height, width, width}; }
@@ -104,10 +110,11 @@ Tensor avg_pool2d(const Tensor& x, const Pool2dOptions& options);
 // (n, h, w, c) -> (n, out_height, out_width, c), PyTorch's window bounds.
 Tensor adaptive_avg_pool2d(const Tensor& x, int64_t out_height, int64_t out_width);
 
-// --- normalisation --------------------------------------------------------------------------------
+// --- normalisation
+// --------------------------------------------------------------------------------
 struct BatchNormOptions {
-  bool training = true;     // batch statistics, and moves the running ones; else uses the running ones
-  float momentum = 0.1f;    // running = (1 - momentum) running + momentum batch
+  bool training = true;  // batch statistics, and moves the running ones; else uses the running ones
+  float momentum = 0.1f;  // running = (1 - momentum) running + momentum batch
   float epsilon = 1e-5f;
   Activation activation = Activation::none;  // applied to the result, fused
 };
@@ -123,13 +130,15 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, flo
 Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias,
                   float epsilon = 1e-5f);
 
-// --- noise ----------------------------------------------------------------------------------------
-// Zeroes elements with the given probability and scales the rest by 1 / (1 - probability).
+// --- noise
+// ---------------------------------------------------------------------------------------- Zeroes
+// elements with the given probability and scales the rest by 1 / (1 - probability).
 Tensor dropout(const Tensor& x, float probability, bool training, RngKey key);
 // Zeroes whole samples (dimension 0) of a residual branch; rescaled likewise.
 Tensor drop_path(const Tensor& x, float probability, bool training, RngKey key);
 
-// --- softmax and losses ---------------------------------------------------------------------------
+// --- softmax and losses
+// ---------------------------------------------------------------------------
 Tensor softmax(const Tensor& x, int64_t axis = -1);
 Tensor log_softmax(const Tensor& x, int64_t axis = -1);
 enum class Reduction : uint8_t { none, mean, sum };
@@ -151,13 +160,15 @@ Tensor l1_loss(const Tensor& x, const Tensor& target, Reduction reduction = Redu
 Tensor huber_loss(const Tensor& x, const Tensor& target, float delta = 1.0f,
                   Reduction reduction = Reduction::mean);
 
-// --- attention ------------------------------------------------------------------------------------
-// q (b, heads, n, d), k and v (b, heads, m, d), mask added to the scores: broadcastable to
-// (b, heads, n, m), or undefined. scale 0 means 1 / sqrt(d).
+// --- attention
+// ------------------------------------------------------------------------------------ q (b, heads,
+// n, d), k and v (b, heads, m, d), mask added to the scores: broadcastable to (b, heads, n, m), or
+// undefined. scale 0 means 1 / sqrt(d).
 Tensor scaled_dot_product_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                     const Tensor& mask = Tensor(), float scale = 0.0f);
 
-// --- not differentiable ---------------------------------------------------------------------------
+// --- not differentiable
+// ---------------------------------------------------------------------------
 Tensor cast(const Tensor& x, Dtype dtype);  // between any two element types, round to nearest even
 
 }  // namespace graft

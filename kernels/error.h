@@ -1,5 +1,6 @@
 // One exception type for the whole library, and the check that throws it.
-// A message starts with the op or file it is about, prints expected and actual, and says what to do.
+// A message starts with the op or file it is about, prints expected and actual, and says what to
+// do.
 #pragma once
 
 #include <sstream>
@@ -38,8 +39,8 @@ template <class... Parts>
 }  // namespace graft
 
 // GRAFT_CHECK(a == b, "matmul: inner sizes differ: ", a, " and ", b);
-#define GRAFT_CHECK(condition, ...)                  \
-  do {                                               \
-    if (!(condition)) [[unlikely]]                   \
-      ::graft::fail(__VA_ARGS__);                    \
+#define GRAFT_CHECK(condition, ...) \
+  do {                              \
+    if (!(condition)) [[unlikely]]  \
+      ::graft::fail(__VA_ARGS__);   \
   } while (false)

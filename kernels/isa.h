@@ -1,8 +1,8 @@
 // Which translation unit this is: nvcc's, one of the two vector builds of cpu/vector, or the rest.
 //
-// Inline code that the vector builds share lives in GRAFT_ISA_NAMESPACE, so that each build has its own
-// copy under its own name. Without it the linker could keep the AVX-512 copy of an inline function
-// for everybody, and the program would die on a machine that has AVX2 only.
+// Inline code that the vector builds share lives in GRAFT_ISA_NAMESPACE, so that each build has its
+// own copy under its own name. Without it the linker could keep the AVX-512 copy of an inline
+// function for everybody, and the program would die on a machine that has AVX2 only.
 #pragma once
 
 #ifdef GRAFT_ISA

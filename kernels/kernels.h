@@ -5,8 +5,8 @@
 // list/library.h   kernels on top of oneDNN here and cuBLASLt, cuDNN there
 // the other lists  our own kernels; on the CPU compiled twice (AVX2, AVX-512) and picked at start
 //
-// All pointers are to contiguous row-major arrays on the backend's device; sizes are in elements; n == 0
-// is allowed everywhere. Outputs are overwritten unless a line says they are added to.
+// All pointers are to contiguous row-major arrays on the backend's device; sizes are in elements; n
+// == 0 is allowed everywhere. Outputs are overwritten unless a line says they are added to.
 #pragma once
 
 #include <cstdint>
@@ -22,26 +22,26 @@ namespace cpu {
 #include "kernels/list/library.h"
 namespace avx2 {
 #include "kernels/list/depthwise.h"
-#include "kernels/list/pooling.h"
 #include "kernels/list/loss.h"
 #include "kernels/list/noise.h"
 #include "kernels/list/norm.h"
 #include "kernels/list/optim.h"
 #include "kernels/list/pointwise.h"
+#include "kernels/list/pooling.h"
 #include "kernels/list/reduce.h"
 #include "kernels/list/shape.h"
-}
+}  // namespace avx2
 namespace avx512 {
 #include "kernels/list/depthwise.h"
-#include "kernels/list/pooling.h"
 #include "kernels/list/loss.h"
 #include "kernels/list/noise.h"
 #include "kernels/list/norm.h"
 #include "kernels/list/optim.h"
 #include "kernels/list/pointwise.h"
+#include "kernels/list/pooling.h"
 #include "kernels/list/reduce.h"
 #include "kernels/list/shape.h"
-}
+}  // namespace avx512
 
 // Whether the processor (and the GRAFT_ISA environment variable, which can say "avx2") lets us use
 // AVX-512. Throws on a processor without AVX2.
@@ -49,7 +49,8 @@ bool use_avx512();
 
 #ifndef GRAFT_ISA
 // cpu::name is avx2::name or avx512::name, chosen once when the program starts.
-#define GRAFT_PICK(name) inline decltype(avx2::name)& name = use_avx512() ? avx512::name : avx2::name
+#define GRAFT_PICK(name) \
+  inline decltype(avx2::name)& name = use_avx512() ? avx512::name : avx2::name
 GRAFT_PICK(unary);
 GRAFT_PICK(unary_grad);
 GRAFT_PICK(depthwise_forward);
@@ -105,14 +106,14 @@ GRAFT_PICK(gradient_square_sum);
 namespace cuda {
 #include "kernels/list/depthwise.h"
 #include "kernels/list/library.h"
-#include "kernels/list/pooling.h"
 #include "kernels/list/loss.h"
 #include "kernels/list/noise.h"
 #include "kernels/list/norm.h"
 #include "kernels/list/optim.h"
 #include "kernels/list/pointwise.h"
+#include "kernels/list/pooling.h"
 #include "kernels/list/reduce.h"
 #include "kernels/list/shape.h"
-}
+}  // namespace cuda
 
 }  // namespace graft

@@ -1,4 +1,5 @@
-// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3, SC 2011).
+// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3, SC
+// 2011).
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@ struct Philox4 {
   uint32_t v[4];
 };
 
-// Four random words for block `index` of a key. The counter is (index, stream, step's low word) and the
-// Philox key is the seed; the step's high word is folded into the seed.
+// Four random words for block `index` of a key. The counter is (index, stream, step's low word) and
+// the Philox key is the seed; the step's high word is folded into the seed.
 GRAFT_HD inline Philox4 philox(const RngKey& key, uint64_t index) {
   uint32_t c0 = static_cast<uint32_t>(index), c1 = static_cast<uint32_t>(index >> 32);
   uint32_t c2 = key.stream, c3 = static_cast<uint32_t>(key.step);

@@ -1,10 +1,9 @@
 // The one way to use more than one thread on the CPU: OpenMP's pool, which oneDNN shares.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstdint>
+#include <omp.h>
 
 #include "kernels/isa.h"
 
@@ -34,8 +33,8 @@ void parallel_for(int64_t n, int64_t cost_per_item, const Body& body) {
   }
 }
 
-// Calls body(chunk, begin, end) for a fixed number of chunks, whatever the number of threads: the way
-// to keep a reduction bitwise equal on any machine. Partial results are indexed by chunk.
+// Calls body(chunk, begin, end) for a fixed number of chunks, whatever the number of threads: the
+// way to keep a reduction bitwise equal on any machine. Partial results are indexed by chunk.
 template <class Body>
 void parallel_chunks(int64_t n, int64_t chunks, const Body& body) {
   if (n <= 0) return;
