@@ -20,15 +20,30 @@ struct UnaryParams {
 // One line adds a formula: the enum, the visitor and both backends follow from this list. The third
 // column says what the derivative reads, and so what the tape keeps: x, y or none. y where there is
 // a choice: the next op mostly keeps it anyway.
-#define GRAFT_UNARY_LIST(X)                                                                     \
-  X(neg, Neg, none)                                                                             \
-  X(exp, Exp, y)                                                                                \
-  X(log, Log, x)                                                                                \
-  X(sqrt, Sqrt, y) X(pow, Pow, x) X(abs, Abs, x) X(clamp, Clamp, x) X(relu, Relu, y)            \
-      X(relu6, Relu6, y) X(leaky_relu, LeakyRelu, x) X(gelu, Gelu, x) X(gelu_tanh, GeluTanh, x) \
-          X(silu, Silu, x) X(sigmoid, Sigmoid, y) X(tanh, Tanh, y) X(hardswish, Hardswish, x)   \
-              X(hardsigmoid, Hardsigmoid, x) X(shift, Shift, none) X(scale, Scale, none)        \
-                  X(divide, Divide, none) X(grad_reverse, GradReverse, none)
+// clang-format off
+#define GRAFT_UNARY_LIST(X)          \
+  X(neg, Neg, none)                  \
+  X(exp, Exp, y)                     \
+  X(log, Log, x)                     \
+  X(sqrt, Sqrt, y)                   \
+  X(pow, Pow, x)                     \
+  X(abs, Abs, x)                     \
+  X(clamp, Clamp, x)                 \
+  X(relu, Relu, y)                   \
+  X(relu6, Relu6, y)                 \
+  X(leaky_relu, LeakyRelu, x)        \
+  X(gelu, Gelu, x)                   \
+  X(gelu_tanh, GeluTanh, x)          \
+  X(silu, Silu, x)                   \
+  X(sigmoid, Sigmoid, y)             \
+  X(tanh, Tanh, y)                   \
+  X(hardswish, Hardswish, x)         \
+  X(hardsigmoid, Hardsigmoid, x)     \
+  X(shift, Shift, none)              \
+  X(scale, Scale, none)              \
+  X(divide, Divide, none)            \
+  X(grad_reverse, GradReverse, none)
+// clang-format on
 #define GRAFT_BINARY_LIST(X) X(add, Add) X(sub, Sub) X(mul, Mul) X(div, Div)
 
 enum class Unary : uint8_t {
