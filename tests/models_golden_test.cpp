@@ -1,12 +1,14 @@
 // Every architecture against PyTorch: logits, loss, the gradient of every parameter and the running
 // statistics, on hashed weights; and the published EfficientNet-Lite0 on photographs. The goldens
 // are PyTorch's in double precision (tests/data/make_model_goldens.py).
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <doctest/doctest.h>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <unistd.h>
 
@@ -53,9 +55,10 @@ double relative_error(const std::vector<float>& got, const std::vector<double>& 
 }
 
 // The script's summary (norm, projection, four elements) of a tensor of ours: the largest
-// difference over the golden norm. A projection's factors are of order one, so that an error vector
-// of relative size e moves it by about e.
-double summary_error(const NamedTensor& entry, const Tensor& tensor, const Json& golden) {
+// difference over the golden norm, or over `least` where that is larger. A projection's factors are
+// of order one, so that an error vector of relative size e moves it by about e.
+double summary_error(const NamedTensor& entry, const Tensor& tensor, const Json& golden,
+                     double least) {
   Tensor copy = tensor.detach();
   const std::vector<float> values =
       to_file_layout({entry.name, &copy, entry.layout}).to_vector<float>();
@@ -73,8 +76,7 @@ double summary_error(const NamedTensor& entry, const Tensor& tensor, const Json&
     const double difference = std::fabs(got[i] - golden[i].get<double>());
     worst = std::max(worst, std::isfinite(got[i]) ? difference : INFINITY);
   }
-  const double norm = golden[0];
-  return norm > 0 ? worst / norm : worst;
+  return worst / std::max(golden[0].get<double>(), least);
 }
 
 void check_golden(const std::string& architecture) {
@@ -106,13 +108,20 @@ void check_golden(const std::string& architecture) {
 
   const Json& gradients = golden["gradients"];
   CHECK(model->named_parameters().size() == gradients.size());
+  // A bias in front of a batch norm in training mode has gradient zero but for rounding: such
+  // tensors are measured by the model's largest gradient.
+  double largest = 0;
+  for (const auto& [name, summary] : gradients.items()) {
+    largest = std::max(largest, summary[0].get<double>());
+  }
   double worst_gradient = 0;
   for (const NamedTensor& entry : model->named_parameters()) {
     REQUIRE_MESSAGE(gradients.contains(entry.name), entry.name);
     REQUIRE_MESSAGE(entry.tensor->grad().defined(), entry.name);
-    const double error = summary_error(entry, entry.tensor->grad(), gradients[entry.name]);
+    const double error =
+        summary_error(entry, entry.tensor->grad(), gradients[entry.name], 1e-3 * largest);
     worst_gradient = std::max(worst_gradient, error);
-    CHECK_MESSAGE(error < 1e-3, entry.name, ": gradient differs by ", error, " of its norm");
+    CHECK_MESSAGE(error < 1e-4, entry.name, ": gradient differs by ", error, " of its norm");
   }
   double worst_buffer = 0;
   if (golden.contains("buffers")) {
@@ -121,7 +130,7 @@ void check_golden(const std::string& architecture) {
         CHECK(*entry.tensor->data<int64_t>() == 1);
         continue;
       }
-      const double error = summary_error(entry, *entry.tensor, golden["buffers"][entry.name]);
+      const double error = summary_error(entry, *entry.tensor, golden["buffers"][entry.name], 0);
       worst_buffer = std::max(worst_buffer, error);
       CHECK_MESSAGE(error < 1e-5, entry.name, ": differs by ", error, " of its norm");
     }
@@ -180,36 +189,42 @@ TEST_CASE("published EfficientNet-Lite0 sees in photographs what PyTorch sees") 
   CHECK(loaded.card.licence == "Apache-2.0");
   REQUIRE(loaded.card.class_names.size() == 1000);
 
-  struct Expected {
-    const char* top;
-    double probability;
-  };
-  const std::map<std::string, Expected> expected{{"china.jpg", {"palace", 0.380}},
-                                                 {"flower.jpg", {"daisy", 0.305}}};
-  const NoGrad guard;
-  const Json goldens = read_json(kGoldens / "efficientnet_lite0_photos.json");
-  REQUIRE(goldens.size() >= 4);
-  for (const auto& [name, golden] : goldens.items()) {
-    CAPTURE(name);
-    const bool fetched = expected.count(name) != 0;
-    const std::filesystem::path photo =
-        fetched ? assets() / name
-                : std::filesystem::path(GRAFT_SOURCE_DIR) / "tests/data/photos" / name;
+  const auto logits_of = [&](const std::filesystem::path& photo) {
     REQUIRE_MESSAGE(std::filesystem::exists(photo), photo.string());
     const Preprocessing& preprocessing = loaded.card.preprocessing;
     const Image view = eval_view(load_image(photo, 3), preprocessing);
     Tensor x({1, preprocessing.crop, preprocessing.crop, 3});
     normalise(view, preprocessing, x.mutable_data<float>());
-    const Tensor logits = (*loaded.model)(x);
+    return (*loaded.model)(x);
+  };
+  struct Expected {
+    const char* top;
+    double probability;
+  };
+  const std::map<std::string, Expected> published{{"china.jpg", {"palace", 0.380}},
+                                                  {"flower.jpg", {"daisy", 0.305}}};
+  const std::filesystem::path ours = std::filesystem::path(GRAFT_SOURCE_DIR) / "tests/data/photos";
+  const NoGrad guard;
+  const Json goldens = read_json(kGoldens / "efficientnet_lite0_photos.json");
+  REQUIRE(goldens.size() == 5);
+  for (const auto& [name, golden] : goldens.items()) {
+    CAPTURE(name);
+    const bool jpeg = published.count(name) != 0;
+    const Tensor logits = logits_of((jpeg ? assets() : ours) / name);
     const double error =
         relative_error(logits.to_vector<float>(), golden.get<std::vector<double>>());
     MESSAGE(name, ": logits ", error);
-    CHECK(error < 1e-4);
-    if (!fetched) continue;
+    if (!jpeg) {
+      CHECK(error < 1e-4);
+      continue;
+    }
+    // stb_image and Pillow's libjpeg decode one byte of twenty of a JPEG differently, by 1 to 3,
+    // which moves these logits by 3e-3. PNG photographs have the same pixels in both.
+    CHECK(error < 5e-3);
     const std::vector<float> probabilities = softmax(logits).to_vector<float>();
     const auto top = static_cast<size_t>(
         std::max_element(probabilities.begin(), probabilities.end()) - probabilities.begin());
-    CHECK(loaded.card.class_names[top] == expected.at(name).top);
-    CHECK(std::fabs(probabilities[top] - expected.at(name).probability) < 0.0006);
+    CHECK(loaded.card.class_names[top] == published.at(name).top);
+    CHECK(std::fabs(probabilities[top] - published.at(name).probability) < 0.002);
   }
 }

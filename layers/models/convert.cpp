@@ -169,8 +169,13 @@ Converted convert(const WeightFile& file, const ConvertOptions& options, const s
   card.architecture = found.architecture;
   card.classes = found.classes;
   card.in_channels = found.in_channels;
-  card.preprocessing = preprocessing_of(found.architecture);
-  card.licence = options.licence.empty() ? known_licence(sha256) : options.licence;
+  // A file that graft wrote brings its own card along.
+  const ModelCard before = card_of(file);
+  const bool carried = before.architecture == found.architecture;
+  card.preprocessing = carried ? before.preprocessing : preprocessing_of(found.architecture);
+  card.licence = !options.licence.empty()             ? options.licence
+                 : carried && !before.licence.empty() ? before.licence
+                                                      : known_licence(sha256);
   card.source = source;
   card.source_sha256 = sha256;
   if (card.licence == "unknown") {
@@ -183,6 +188,8 @@ Converted convert(const WeightFile& file, const ConvertOptions& options, const s
     GRAFT_CHECK(static_cast<int64_t>(options.class_names.size()) == card.classes, source, ": has ",
                 card.classes, " classes, but ", options.class_names.size(), " names were given");
     card.class_names = options.class_names;
+  } else if (carried && before.classes == card.classes && !before.class_names.empty()) {
+    card.class_names = before.class_names;
   } else if (card.classes == 1000) {
     card.class_names = imagenet_classes();
     result.notes.push_back("1,000 classes: named as ImageNet's");

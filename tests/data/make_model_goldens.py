@@ -9,8 +9,8 @@ makes the same numbers itself and only results are stored. Each gradient is stor
 product with a second hashed vector (any wrong element moves it), and four elements.
 
 ReLU's derivative jumps at its kinks (ReLU6 has two): an activation closer to one than rounding error
-legitimately gets another gradient in f32. Among 40 inputs the one whose activations stay farthest
-away is taken.
+legitimately gets another gradient in f32 (one such among a million moved upstream gradients by 1e-3).
+So inputs are drawn until all activations stay away from the kinks.
 """
 import argparse
 import json
@@ -24,6 +24,8 @@ from torch import nn
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 CLASSES = 10
+# In training mode rounding errors are larger: batch norm divides by the deviation of few samples.
+MOST_INPUTS, ENOUGH_MARGIN = 200, {True: 8e-6, False: 2e-6}
 
 
 def hashed(name, count):
@@ -166,7 +168,11 @@ def write_golden(name):
     build, size, batch, train, damped = MODELS[name]
     model = build(size).train(train)
     fill(model, damped)
-    margins = {seed: margin_of(model, input_of(seed, batch, size).float()) for seed in range(40)}
+    margins = {}
+    for seed in range(MOST_INPUTS):
+        margins[seed] = margin_of(model, input_of(seed, batch, size).float())
+        if margins[seed] > ENOUGH_MARGIN[train]:
+            break
     seed = max(margins, key=margins.get)
     model.double()
     fill(model, damped)  # margin_of moved the running statistics

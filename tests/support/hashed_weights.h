@@ -13,8 +13,8 @@ namespace graft::test {
 // `count` numbers in [-1, 1).
 std::vector<double> hashed(const std::string& name, int64_t count);
 
-// Fills every parameter and buffer. Batch norms whose weight ends in `damped` end a residual branch
-// and get smaller weights.
-void fill_with_hashed_weights(Module& module, const std::string& damped);
+// Fills every parameter and buffer. `damped`: suffixes of batch norm weights, and the factor by
+// which those are smaller.
+void fill_with_hashed_weights(Module& module, const std::map<std::string, double>& damped);
 
 }  // namespace graft::test
