@@ -273,6 +273,10 @@ TEST_CASE("evaluate and predict agree with each other and with metrics.jsonl") {
       result["confusion"][0][0].get<int64_t>() + result["confusion"][1][1].get<int64_t>();
   CHECK(result["accuracy"].get<double>() == doctest::Approx(static_cast<double>(right) / 32));
   CHECK(result["accuracy"] > 0.8);
+  as_json.insert(as_json.end(), {"--positive", "across"});
+  const json other = json_lines(graft_program(as_json).out).at(0);
+  CHECK(other["positive_f1"] == result["classes"][0]["f1"]);
+  CHECK(result["positive_f1"] == result["classes"][1]["f1"]);
   const Outcome text = graft_program(evaluation);
   CHECK(text.code == 0);
   CHECK(contains(text.out, "balanced accuracy"));

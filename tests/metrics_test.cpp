@@ -34,6 +34,7 @@ TEST_CASE("two classes") {
   CHECK(*m.positive_f1 == doctest::Approx(70.0 / 85));
   CHECK(m.macro_f1 == doctest::Approx((100.0 / 115 + 70.0 / 85) / 2));
   CHECK(m.f1() == *m.positive_f1);
+  CHECK(*metrics_of(matrix({{50, 10}, {5, 35}}), 0).positive_f1 == doctest::Approx(100.0 / 115));
 }
 
 TEST_CASE("three classes have no positive one") {

@@ -93,7 +93,7 @@ TEST_CASE("it learns, and the files hold what the result says") {
       image_batches(data.all, data.split.held_out, loaded.card.preprocessing, {}, reading);
   loaded.model->eval();
   const Evaluation judged = evaluate([&](const Tensor& x) { return loaded.model->forward(x); }, 2,
-                                     *batches, kCpu, [](int64_t) { return true; });
+                                     1, *batches, kCpu, [](int64_t) { return true; });
   CHECK(judged.metrics.accuracy == result.best()->validation->accuracy);
   CHECK(judged.loss == doctest::Approx(result.best()->validation->loss).epsilon(1e-6));
 }

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kMostClassesShown = 20;
 
 struct EvaluateOptions {
-  std::string weights, data, split, bad_image = "error";
+  std::string weights, data, split, positive, bad_image = "error";
   int64_t batch = 32, workers = 1;
   bool json = false;
   ComputeOptions compute;
@@ -40,7 +40,7 @@ void relabel(ImageDataset& data, const ModelCard& card, const std::string& path)
 }
 
 nlohmann::ordered_json to_json(const EvaluateOptions& options, const Evaluation& result,
-                               const std::vector<std::string>& names) {
+                               const std::vector<std::string>& names, int64_t positive) {
   const Metrics& metrics = result.metrics;
   nlohmann::ordered_json json{
       {"weights", options.weights},   {"data", options.data},
@@ -48,7 +48,7 @@ nlohmann::ordered_json to_json(const EvaluateOptions& options, const Evaluation&
       {"accuracy", metrics.accuracy}, {"balanced_accuracy", metrics.balanced_accuracy},
       {"macro_f1", metrics.macro_f1}};
   if (metrics.positive_f1) {
-    json["positive_class"] = names[1];
+    json["positive_class"] = names[static_cast<size_t>(positive)];
     json["positive_f1"] = *metrics.positive_f1;
   }
   json["classes"] = nlohmann::ordered_json::array();
@@ -75,13 +75,14 @@ std::string padded(std::string word, size_t width) {
   return word;
 }
 
-void print_text(const Evaluation& result, const std::vector<std::string>& names) {
+void print_text(const Evaluation& result, const std::vector<std::string>& names, int64_t positive) {
   const Metrics& metrics = result.metrics;
   std::cout << metrics.samples << " images\n"
             << "accuracy           " << fixed(metrics.accuracy, 4) << "\n"
             << "balanced accuracy  " << fixed(metrics.balanced_accuracy, 4) << "\n";
   if (metrics.positive_f1) {
-    std::cout << "F1 of \"" << names[1] << "\": " << fixed(*metrics.positive_f1, 4) << "\n";
+    std::cout << "F1 of \"" << names[static_cast<size_t>(positive)]
+              << "\": " << fixed(*metrics.positive_f1, 4) << "\n";
   }
   std::cout << "macro F1           " << fixed(metrics.macro_f1, 4) << "\n"
             << "loss               " << fixed(result.loss, 4) << "\n\n"
@@ -109,6 +110,7 @@ void run_evaluate(const EvaluateOptions& options) {
   LoadedModel loaded = load_model(options.weights);
   ImageDataset data = read_images(options.data, options.split);
   relabel(data, loaded.card, options.data);
+  const int64_t positive = positive_class(data.class_names, options.positive);
   std::vector<int64_t> everything(data.samples.size());
   for (size_t i = 0; i < everything.size(); ++i) everything[i] = static_cast<int64_t>(i);
 
@@ -125,7 +127,7 @@ void run_evaluate(const EvaluateOptions& options) {
   ProgressBar bar;
   const double total = static_cast<double>(batches->samples());
   const Evaluation result = evaluate([&](const Tensor& x) { return loaded.model->forward(x); },
-                                     loaded.model->classes(), *batches, device,
+                                     loaded.model->classes(), positive, *batches, device,
                                      [&](int64_t done) {
                                        bar.show(static_cast<double>(done) / total, "evaluating",
                                                 text(done, " of ", batches->samples(), " images"));
@@ -134,9 +136,9 @@ void run_evaluate(const EvaluateOptions& options) {
   bar.clear();
   for (const std::string& bad : batches->bad_images()) bar.line("skipped " + bad);
   if (options.json) {
-    print_json(to_json(options, result, data.class_names));
+    print_json(to_json(options, result, data.class_names, positive));
   } else {
-    print_text(result, data.class_names);
+    print_text(result, data.class_names, positive);
   }
 }
 
@@ -156,6 +158,8 @@ void add_evaluate(CLI::App& app) {
       ->required();
   command->add_option("--split", options->split,
                       "only the manifest's rows (or the sub-folder) of this split");
+  command->add_option("--positive", options->positive,
+                      "of two classes the one that F1 is about (the second)");
   command->add_option("--batch", options->batch, "images a forward pass")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();

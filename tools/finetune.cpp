@@ -207,6 +207,8 @@ void FinetuneCommand::add_training() {
   add("--class-weights", GRAFT_MEMBER(class_weights), "none or balanced (none)");
   add("--metric", GRAFT_MEMBER(criterion),
       "what picks the best epoch: accuracy, balanced_accuracy, f1 or loss (accuracy)");
+  add("--positive", GRAFT_MEMBER(positive_class),
+      "of two classes the one that F1 is about (the second in the alphabet)");
   add("--patience", GRAFT_MEMBER(patience),
       "stop after so many epochs without a better one (0: no)");
   add("--seed", GRAFT_MEMBER(seed), "of weights, order and augmentation (0)");

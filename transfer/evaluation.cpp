@@ -6,8 +6,8 @@
 
 namespace graft {
 
-Evaluation evaluate(const Forward& forward, int64_t classes, Batches& batches, Device device,
-                    const std::function<bool(int64_t)>& keep_going) {
+Evaluation evaluate(const Forward& forward, int64_t classes, int64_t positive, Batches& batches,
+                    Device device, const std::function<bool(int64_t)>& keep_going) {
   const NoGrad guard;
   Evaluation result;
   result.confusion = ConfusionMatrix(classes);
@@ -27,7 +27,7 @@ Evaluation evaluate(const Forward& forward, int64_t classes, Batches& batches, D
   }
   GRAFT_CHECK(samples > 0, "evaluation: no image could be read");
   result.loss = loss_sum / static_cast<double>(samples);
-  result.metrics = metrics_of(result.confusion);
+  result.metrics = metrics_of(result.confusion, positive);
   result.complete = true;
   return result;
 }

@@ -74,6 +74,7 @@ FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
   PreparedRun run;
   run.options = options;
   run.data = read_task_data(options.data, options.validation, options.split_seed);
+  positive_class(run.data.all.class_names, options.positive_class);  // throws before anything else
   describe(run.data, observer);
   make_model_for(run, observer);
   if (keeps) {

@@ -24,7 +24,7 @@ int64_t ConfusionMatrix::total() const {
   return std::accumulate(counts_.begin(), counts_.end(), int64_t{0});
 }
 
-Metrics metrics_of(const ConfusionMatrix& confusion) {
+Metrics metrics_of(const ConfusionMatrix& confusion, int64_t positive) {
   const auto ratio = [](int64_t part, int64_t whole) {
     return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
   };
@@ -52,7 +52,9 @@ Metrics metrics_of(const ConfusionMatrix& confusion) {
   result.accuracy = ratio(right_in_all, result.samples);
   if (with_samples > 0) result.balanced_accuracy = recalls / static_cast<double>(with_samples);
   if (seen > 0) result.macro_f1 = f1s / static_cast<double>(seen);
-  if (confusion.classes() == 2) result.positive_f1 = result.per_class[1].f1;
+  if (confusion.classes() == 2) {
+    result.positive_f1 = result.per_class.at(static_cast<size_t>(positive)).f1;
+  }
   return result;
 }
 

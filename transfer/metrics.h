@@ -34,17 +34,15 @@ struct ClassMetrics {
 struct Metrics {
   int64_t samples = 0;
   double accuracy = 0;
-  double balanced_accuracy = 0;  // mean recall of the classes that have samples
-  double macro_f1 = 0;           // mean F1 of the classes that have samples or predictions
-  // F1 of class 1 when there are exactly two classes: the last name in the alphabet is the positive
-  // class ("defect" after "clean", "yes" after "no").
-  std::optional<double> positive_f1;
+  double balanced_accuracy = 0;       // mean recall of the classes that have samples
+  double macro_f1 = 0;                // mean F1 of the classes that have samples or predictions
+  std::optional<double> positive_f1;  // F1 of the positive class, where there are two classes
   std::vector<ClassMetrics> per_class;
   // What --metric f1 means: positive_f1 for two classes, macro_f1 for more.
   double f1() const { return positive_f1.value_or(macro_f1); }
 };
 
-// All zero for an empty matrix.
-Metrics metrics_of(const ConfusionMatrix& confusion);
+// All zero for an empty matrix. `positive` is the class that positive_f1 is about.
+Metrics metrics_of(const ConfusionMatrix& confusion, int64_t positive = 1);
 
 }  // namespace graft

@@ -159,6 +159,7 @@ void each_member(Options& o, const Visit& visit) {
   visit("label_smoothing", o.label_smoothing);
   visit("class_weights", o.class_weights);
   visit("criterion", o.criterion);
+  visit("positive_class", o.positive_class);
   visit("patience", o.patience);
   visit("seed", o.seed);
   visit("workers", o.workers);

@@ -21,8 +21,8 @@ enum class OptimizerKind : uint8_t { sgd, adamw };
 // fine-tuning in few steps, because running statistics lag behind the weights.
 enum class BatchNormPolicy : uint8_t { train, frozen };
 enum class ClassWeighting : uint8_t { none, balanced };
-// What picks the best epoch; between equals the lower validation loss. f1: of the second class when
-// there are two, else the macro mean.
+// What picks the best epoch; between equals the lower validation loss. f1: of the positive class
+// when there are two, else the macro mean.
 enum class Criterion : uint8_t { accuracy, balanced_accuracy, f1, loss };
 
 struct FinetuneOptions {
@@ -62,7 +62,8 @@ struct FinetuneOptions {
 
   // --- selection of the best epoch
   Criterion criterion = Criterion::accuracy;
-  int64_t patience = 0;  // epochs without a better value before stopping; 0: never stop early
+  std::string positive_class;  // of two classes the one that F1 is about; "": the second name
+  int64_t patience = 0;        // epochs without a better value before stopping; 0: never stop early
 
   // --- run
   uint64_t seed = 0;

@@ -117,6 +117,14 @@ TaskData read_task_data(const fs::path& path, double held_out, uint64_t split_se
   return data;
 }
 
+int64_t positive_class(const std::vector<std::string>& class_names, const std::string& name) {
+  if (name.empty()) return 1;
+  const auto found = std::find(class_names.begin(), class_names.end(), name);
+  GRAFT_CHECK(found != class_names.end(), "positive class: \"", name, "\" is not one of ",
+              class_names);
+  return found - class_names.begin();
+}
+
 ImageDataset read_images(const fs::path& path, const std::string& split) {
   check_exists(path);
   if (!is_manifest(path)) {

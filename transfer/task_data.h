@@ -25,6 +25,9 @@ struct TaskData {
 // is held out.
 TaskData read_task_data(const std::filesystem::path& data, double held_out, uint64_t split_seed);
 
+// The index of a class by its name; "" means the second one. Throws with the names there are.
+int64_t positive_class(const std::vector<std::string>& class_names, const std::string& name);
+
 // All images of a folder of classes, or a manifest's rows with this split ("" for all).
 ImageDataset read_images(const std::filesystem::path& data, const std::string& split = "");
 

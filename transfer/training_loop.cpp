@@ -44,6 +44,7 @@ TrainingLoop::TrainingLoop(PreparedRun run, Observer& observer)
       folder_{run_.options.out},
       last_save_(Clock::now()) {
   const FinetuneOptions& options = run_.options;
+  positive_ = positive_class(run_.data.all.class_names, options.positive_class);
   run_.model->to(options.device);
   const TrainableCount count = apply_freeze(*run_.model, options);
   observer_.message(text(run_.card.architecture, ": ", count.trainable_values, " of ", count.values,
@@ -223,7 +224,7 @@ bool TrainingLoop::judge_epoch() {
   const Clock::time_point start = Clock::now();
   if (validation_) {
     run_.model->eval();
-    const Evaluation judged = evaluate(forward_, run_.model->classes(), *validation_,
+    const Evaluation judged = evaluate(forward_, run_.model->classes(), positive_, *validation_,
                                        run_.options.device, [&](int64_t done) {
                                          Progress progress{Progress::Phase::validation};
                                          progress.done = done;

@@ -52,7 +52,7 @@ class TrainingLoop {
   std::vector<NamedParameter> trainable_;
   CrossEntropyOptions loss_options_;
   Forward forward_;
-  int64_t total_steps_ = 0, epochs_ = 0;
+  int64_t total_steps_ = 0, epochs_ = 0, positive_ = 1;
   StateDict best_;  // of this session; empty: best.safetensors has it
   bool best_unsaved_ = false;
   Clock::time_point last_save_;
