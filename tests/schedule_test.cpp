@@ -1,7 +1,7 @@
 #include "transfer/schedule.h"
 
-#include <doctest/doctest.h>
 #include <cstddef>
+#include <doctest/doctest.h>
 #include <vector>
 
 namespace graft {
