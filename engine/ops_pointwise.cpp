@@ -123,7 +123,13 @@ Tensor hardsigmoid(const Tensor& x) { return unary("hardsigmoid", Unary::hardsig
 Tensor grad_reverse(const Tensor& x, float lambda) {
   check_float("grad_reverse", x);
   return record("grad_reverse", {x}, view_as(x, x.shape()),
-                [lambda](const Tensor& g, const Needs&) -> Grads { return {mul(g, -lambda)}; });
+                [lambda](const Tensor& g, const Needs&) -> Grads {
+                  Tensor dx = empty_like(g);
+                  GRAFT_KERNEL(unary_grad, g.device(), "grad_reverse")
+                  (Unary::grad_reverse, {lambda, 0}, dx.mutable_data<float>(), nullptr, nullptr,
+                   g.data<float>(), g.numel());
+                  return {dx};
+                });
 }
 
 }  // namespace graft
