@@ -161,11 +161,9 @@ TEST_CASE("ResNet-34 agrees with PyTorch") { check_golden("resnet34"); }
 TEST_CASE("ResNet-50 agrees with PyTorch") { check_golden("resnet50"); }
 TEST_CASE("ResNet-101 agrees with PyTorch") { check_golden("resnet101"); }
 TEST_CASE("ResNet-152 agrees with PyTorch") { check_golden("resnet152"); }
-TEST_CASE("MobileNetV2 agrees with PyTorch in training mode") { check_golden("mobilenet_v2"); }
+TEST_CASE("MobileNetV2 agrees with PyTorch") { check_golden("mobilenet_v2"); }
 TEST_CASE("MobileNetV2 of half width agrees with PyTorch") { check_golden("mobilenet_v2_x0.5"); }
-TEST_CASE("EfficientNet-Lite0 agrees with PyTorch in training mode") {
-  check_golden("efficientnet_lite0");
-}
+TEST_CASE("EfficientNet-Lite0 agrees with PyTorch") { check_golden("efficientnet_lite0"); }
 TEST_CASE("EfficientNet-Lite1 agrees with PyTorch") { check_golden("efficientnet_lite1"); }
 TEST_CASE("EfficientNet-Lite2 agrees with PyTorch at an odd image size") {
   check_golden("efficientnet_lite2");
