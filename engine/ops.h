@@ -15,7 +15,6 @@ namespace graft {
 using Axes = std::vector<int64_t>;  // negative axes count from the end; {} means all
 
 // --- pointwise, two tensors with NumPy broadcasting
-// -----------------------------------------------
 Tensor add(const Tensor& a, const Tensor& b);
 Tensor sub(const Tensor& a, const Tensor& b);
 Tensor mul(const Tensor& a, const Tensor& b);
@@ -26,7 +25,6 @@ Tensor mul(const Tensor& a, float b);
 Tensor div(const Tensor& a, float b);
 
 // --- pointwise, one tensor
-// ------------------------------------------------------------------------
 Tensor neg(const Tensor& x);
 Tensor exp(const Tensor& x);
 Tensor log(const Tensor& x);
@@ -48,7 +46,6 @@ Tensor hardsigmoid(const Tensor& x);
 Tensor grad_reverse(const Tensor& x, float lambda = 1.0f);
 
 // --- reductions
-// -----------------------------------------------------------------------------------
 Tensor sum(const Tensor& x, const Axes& axes = {}, bool keep_dims = false);
 Tensor mean(const Tensor& x, const Axes& axes = {}, bool keep_dims = false);
 // Largest value; the gradient goes to its first position. NaN wins. Throws on an empty axis.
@@ -57,7 +54,6 @@ Tensor max(const Tensor& x, const Axes& axes = {}, bool keep_dims = false);
 Tensor argmax(const Tensor& x, int64_t axis = -1);
 
 // --- matrix products
-// ------------------------------------------------------------------------------
 // (..., m, k) x (..., k, n) -> (..., m, n); leading dimensions equal, or b of rank 2 shared by all.
 // transpose_a: a is (..., k, m); transpose_b: b is (..., n, k).
 Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a = false, bool transpose_b = false);
@@ -65,7 +61,6 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a = false, bool t
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = Tensor());
 
 // --- shape
-// ----------------------------------------------------------------------------------------
 Tensor reshape(const Tensor& x, Shape shape);  // a view; one dimension may be -1
 Tensor permute(const Tensor& x, const Axes& order);
 Tensor concat(const std::vector<Tensor>& parts, int64_t axis = 0);
@@ -76,7 +71,6 @@ Tensor gather(const Tensor& x, const Tensor& index, int64_t axis);
 Tensor embedding(const Tensor& weight, const Tensor& ids);
 
 // --- convolution and pooling, NHWC
-// ----------------------------------------------------------------
 struct Padding {
   int64_t top = 0, bottom = 0, left = 0, right = 0;
   static Padding symmetric(int64_t height, int64_t width) { return {height, height, width, width}; }
@@ -111,7 +105,6 @@ Tensor avg_pool2d(const Tensor& x, const Pool2dOptions& options);
 Tensor adaptive_avg_pool2d(const Tensor& x, int64_t out_height, int64_t out_width);
 
 // --- normalisation
-// --------------------------------------------------------------------------------
 struct BatchNormOptions {
   bool training = true;  // batch statistics, and moves the running ones; else uses the running ones
   float momentum = 0.1f;  // running = (1 - momentum) running + momentum batch
@@ -131,14 +124,12 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
                   float epsilon = 1e-5f);
 
 // --- noise
-// ---------------------------------------------------------------------------------------- Zeroes
-// elements with the given probability and scales the rest by 1 / (1 - probability).
+// Zeroes elements with the given probability and scales the rest by 1 / (1 - probability).
 Tensor dropout(const Tensor& x, float probability, bool training, RngKey key);
 // Zeroes whole samples (dimension 0) of a residual branch; rescaled likewise.
 Tensor drop_path(const Tensor& x, float probability, bool training, RngKey key);
 
 // --- softmax and losses
-// ---------------------------------------------------------------------------
 Tensor softmax(const Tensor& x, int64_t axis = -1);
 Tensor log_softmax(const Tensor& x, int64_t axis = -1);
 enum class Reduction : uint8_t { none, mean, sum };
@@ -161,14 +152,12 @@ Tensor huber_loss(const Tensor& x, const Tensor& target, float delta = 1.0f,
                   Reduction reduction = Reduction::mean);
 
 // --- attention
-// ------------------------------------------------------------------------------------ q (b, heads,
-// n, d), k and v (b, heads, m, d), mask added to the scores: broadcastable to (b, heads, n, m), or
-// undefined. scale 0 means 1 / sqrt(d).
+// q (b, heads, n, d), k and v (b, heads, m, d), mask added to the scores: broadcastable to (b,
+// heads, n, m), or undefined. scale 0 means 1 / sqrt(d).
 Tensor scaled_dot_product_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                     const Tensor& mask = Tensor(), float scale = 0.0f);
 
 // --- not differentiable
-// ---------------------------------------------------------------------------
 Tensor cast(const Tensor& x, Dtype dtype);  // between any two element types, round to nearest even
 
 }  // namespace graft

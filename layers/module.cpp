@@ -1,5 +1,6 @@
 #include "layers/module.h"
 
+#include <algorithm>
 #include <set>
 
 #include "engine/autograd.h"
@@ -35,10 +36,17 @@ Tensor from_file_layout(const Tensor& file, FileLayout layout) {
 }
 
 std::string LoadReport::message() const {
+  constexpr size_t kListed = 20;  // of a kind; more would push the remedy off the screen
   std::string lines;
-  for (const std::string& name : missing) lines += "  missing in the file: " + name + "\n";
-  for (const std::string& name : unexpected) lines += "  left over in the file: " + name + "\n";
-  for (const std::string& line : mismatched) lines += "  " + line + "\n";
+  const auto list = [&](const std::string& kind, const std::vector<std::string>& names) {
+    for (size_t i = 0; i < std::min(names.size(), kListed); ++i) {
+      lines += "  " + kind + names[i] + "\n";
+    }
+    if (names.size() > kListed) lines += text("  and ", names.size() - kListed, " more\n");
+  };
+  list("missing in the file: ", missing);
+  list("left over in the file: ", unexpected);
+  list("", mismatched);
   return lines;
 }
 

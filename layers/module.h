@@ -41,7 +41,7 @@ struct LoadReport {
   std::vector<std::string> unexpected;  // the file has it, the model does not
   std::vector<std::string> mismatched;  // "fc.weight: the model wants [2, 512], the file has ..."
   bool clean() const { return missing.empty() && unexpected.empty() && mismatched.empty(); }
-  std::string message() const;  // one line per entry, for people
+  std::string message() const;  // for people: a line an entry, the first 20 of a kind
 };
 
 class Module {

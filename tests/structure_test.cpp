@@ -84,7 +84,6 @@ void for_lines(const std::string& contents, const Visit& visit) {
 std::string at(const std::string& path, int line) { return path + ":" + std::to_string(line); }
 
 // --- the checks
-// ------------------------------------------------------------------------------------
 
 // kernels <- engine <- layers <- transfer <- tools, tests, benchmarks
 Findings wrong_includes(const Files& files) {

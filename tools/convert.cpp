@@ -18,7 +18,7 @@ struct Options {
 
 std::vector<std::string> lines_of(const std::string& path) {
   std::ifstream file(path);
-  GRAFT_CHECK(file.is_open(), path, ": cannot be read");
+  GRAFT_CHECK(file.is_open(), path, ": cannot be read; check the path");
   std::vector<std::string> lines;
   for (std::string line; std::getline(file, line);) {
     if (!line.empty() && line.back() == '\r') line.pop_back();

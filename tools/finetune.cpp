@@ -251,6 +251,9 @@ FinetuneOptions FinetuneCommand::resolve() const {
         "finetune: --weights is missing; get some with graft convert, or train "
         "with --arch NAME --from-scratch");
   }
+  if (given("--steps") && given("--epochs")) {
+    throw UsageError("finetune: --steps and --epochs contradict each other; give one");
+  }
   FinetuneOptions options = from_scratch_                ? FinetuneOptions::from_scratch()
                             : given("--freeze-features") ? FinetuneOptions::linear_probe()
                                                          : FinetuneOptions::fine_tuning();

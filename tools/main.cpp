@@ -96,7 +96,8 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     std::cout.flush();
-    GRAFT_CHECK(std::cout.good(), "stdout: cannot be written; is the disk full?");
+    GRAFT_CHECK(std::cout.good(),
+                "stdout: cannot be written; is the disk full or the pipe closed?");
     return 0;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version

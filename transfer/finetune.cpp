@@ -77,14 +77,17 @@ FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
   positive_class(run.data.all.class_names, options.positive_class);  // throws before anything else
   describe(run.data, observer);
   make_model_for(run, observer);
+  RunConfig config{options, run.data.sha256, "", omp_get_max_threads()};
+  if (keeps && !options.weights.empty()) config.weights_sha256 = sha256_hex(options.weights);
+  const ModelCard card = run.card;
+  const auto images = static_cast<int64_t>(run.data.split.train.size());
+  const auto held_out = static_cast<int64_t>(run.data.split.held_out.size());
+  TrainingLoop loop(std::move(run), observer);  // throws on what cannot be trained
   if (keeps) {
-    RunConfig config{options, run.data.sha256, "", omp_get_max_threads()};
-    if (!options.weights.empty()) config.weights_sha256 = sha256_hex(options.weights);
     folder.start_afresh();
-    write_config(folder, config, run.card, static_cast<int64_t>(run.data.split.train.size()),
-                 static_cast<int64_t>(run.data.split.held_out.size()));
+    write_config(folder, config, card, images, held_out);
   }
-  return TrainingLoop(std::move(run), observer).run();
+  return loop.run();
 }
 
 FinetuneResult finetune(const FinetuneOptions& options) {

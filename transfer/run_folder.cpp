@@ -62,7 +62,8 @@ bool RunFolder::holds_run() const {
 void RunFolder::start_afresh() const {
   std::error_code failed;
   fs::create_directories(path, failed);
-  GRAFT_CHECK(!failed, path.string(), ": cannot be made: ", failed.message());
+  GRAFT_CHECK(!failed, path.string(), ": the folder cannot be made: ", failed.message(),
+              "; choose another --out");
   for (const fs::path& file : {config(), state(), metrics(), best(), last()}) {
     fs::remove(file, failed);
     GRAFT_CHECK(!failed, file.string(), ": cannot be removed: ", failed.message());

@@ -154,7 +154,7 @@ bool TrainingLoop::train_epoch() {
   if (state.batch >= train_->count()) return true;  // stopped between training and validation
   set_training_mode(*run_.model, run_.options);
   train_->start_epoch(state.epoch, state.batch);
-  const double seconds_before = state.sums.seconds, session_before = session_train_seconds_;
+  const double seconds_before = state.sums.seconds, here_before = train_seconds_here_;
   const Clock::time_point start = Clock::now();
   for (Batch batch; state.step < total_steps_ && train_->next(batch);) {
     // A batch without a readable image was passed over; its step counts, so that the schedule ends
@@ -164,9 +164,9 @@ bool TrainingLoop::train_epoch() {
     train_step(batch);
     ++state.batch;
     ++state.step;
-    ++session_steps_;
+    ++steps_here_;
     state.sums.seconds = seconds_before + seconds_since(start);
-    session_train_seconds_ = session_before + seconds_since(start);
+    train_seconds_here_ = here_before + seconds_since(start);
     const double samples = static_cast<double>(std::max<int64_t>(state.sums.samples, 1));
     Progress progress{Progress::Phase::training};
     progress.done = state.batch;
@@ -287,8 +287,8 @@ bool TrainingLoop::out_of_patience() const {
 bool TrainingLoop::keep_going(Progress progress) {
   progress.epoch = run_.state.epoch + 1;
   progress.epochs = epochs_;
-  if (session_steps_ > 0) {
-    const double per_step = session_train_seconds_ / static_cast<double>(session_steps_);
+  if (steps_here_ > 0) {
+    const double per_step = train_seconds_here_ / static_cast<double>(steps_here_);
     progress.seconds_left = per_step * static_cast<double>(total_steps_ - run_.state.step) +
                             judge_seconds_ * static_cast<double>(epochs_ - run_.state.epoch);
   }

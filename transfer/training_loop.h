@@ -53,11 +53,11 @@ class TrainingLoop {
   CrossEntropyOptions loss_options_;
   Forward forward_;
   int64_t total_steps_ = 0, epochs_ = 0, positive_ = 1;
-  StateDict best_;  // of this session; empty: best.safetensors has it
+  StateDict best_;  // of this process; empty: best.safetensors has it
   bool best_unsaved_ = false;
   Clock::time_point last_save_;
-  double session_train_seconds_ = 0, judge_seconds_ = 0;
-  int64_t session_steps_ = 0;
+  double train_seconds_here_ = 0, judge_seconds_ = 0;  // of this process, not of the whole run
+  int64_t steps_here_ = 0;
   std::vector<std::string> bad_images_;
 };
 

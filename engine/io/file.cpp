@@ -58,7 +58,8 @@ std::string reason(int error) { return std::strerror(error); }
 FileBytes map_file(const std::filesystem::path& path) {
   // O_NONBLOCK: opening a named pipe must not wait for a writer.
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  GRAFT_CHECK(file >= 0, path.string(), ": cannot be opened: ", reason(errno));
+  GRAFT_CHECK(file >= 0, path.string(), ": cannot be opened: ", reason(errno),
+              "; check the path and its permissions");
   struct Closer {
     int file;
     ~Closer() { ::close(file); }
