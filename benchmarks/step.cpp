@@ -22,6 +22,7 @@
 #include "engine/ops.h"
 #include "engine/optim.h"
 #include "engine/rng.h"
+#include "kernels/threads.h"
 #include "layers/models/zoo.h"
 
 namespace {
@@ -114,6 +115,7 @@ std::vector<ParameterGroup> all_parameters(ImageModel& model) {
 }  // namespace
 
 int main(int argc, char** argv) try {
+  cpu::sleep_when_idle(argv);
   const Options options = parse(argc, argv);
   const auto [architecture, training] = model_of(options.workload);
   omp_set_num_threads(static_cast<int>(options.threads));

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/threads.h"
 #include "tools/command.h"
 #include "transfer/version.h"
 
@@ -124,6 +125,7 @@ int run(int argc, char** argv) {
 }  // namespace graft
 
 int main(int argc, char** argv) {
+  graft::cpu::sleep_when_idle(argv);
   std::signal(SIGPIPE, SIG_IGN);  // `graft ... | head` ends with an error message, not silently
   return graft::run(argc, argv);
 }

@@ -18,14 +18,12 @@ constexpr int64_t kGrain = 16384;
 template <class Body>
 void parallel_for(int64_t n, int64_t cost_per_item, const Body& body) {
   if (n <= 0) return;
-  const int64_t most = std::max<int64_t>(1, n * std::max<int64_t>(1, cost_per_item) / kGrain);
-  const int threads =
-      omp_in_parallel() ? 1 : static_cast<int>(std::min<int64_t>({most, n, omp_get_max_threads()}));
-  if (threads <= 1) {
+  // All threads or one: libgomp ends the threads that a smaller team leaves over.
+  if (n * std::max<int64_t>(1, cost_per_item) < 2 * kGrain || n == 1 || omp_in_parallel()) {
     body(int64_t{0}, n);
     return;
   }
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel
   {
     const int64_t thread = omp_get_thread_num(), count = omp_get_num_threads();
     const int64_t begin = n * thread / count, end = n * (thread + 1) / count;
