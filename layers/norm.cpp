@@ -51,10 +51,23 @@ const BatchNorm2d::Folded& BatchNorm2d::fold_into(const Conv2d& conv) {
   return *folded_;
 }
 
-void freeze_batch_norm(Module& root, bool on) {
+namespace {
+
+template <class Change>
+void change_batch_norms(Module& root, const Change& change) {
   for (const auto& [name, module] : root.named_modules()) {
-    if (auto* norm = dynamic_cast<BatchNorm2d*>(module)) norm->freeze_statistics(on);
+    if (auto* norm = dynamic_cast<BatchNorm2d*>(module)) change(*norm);
   }
+}
+
+}  // namespace
+
+void freeze_batch_norm(Module& root, bool on) {
+  change_batch_norms(root, [on](BatchNorm2d& norm) { norm.freeze_statistics(on); });
+}
+
+void set_batch_norm_momentum(Module& root, float momentum) {
+  change_batch_norms(root, [momentum](BatchNorm2d& norm) { norm.set_momentum(momentum); });
 }
 
 Tensor conv_bn_act(Conv2d& conv, BatchNorm2d& bn, const Tensor& x, Activation activation,

@@ -21,6 +21,8 @@ class BatchNorm2d : public Module {
   // Frozen statistics: normalises with the running ones and leaves them alone, in train() too. Says
   // nothing about weight and bias, which keep their own requires_grad.
   void freeze_statistics(bool on) { frozen_ = on; }
+  // running = (1 - momentum) running + momentum batch
+  void set_momentum(float momentum) { momentum_ = momentum; }
   bool uses_running_statistics() const { return frozen_ || !training(); }
   float epsilon() const { return epsilon_; }
 
@@ -44,6 +46,8 @@ class BatchNorm2d : public Module {
 
 // Sets freeze_statistics on every batch norm of a module tree.
 void freeze_batch_norm(Module& root, bool on);
+// Sets the momentum of every batch norm of a module tree.
+void set_batch_norm_momentum(Module& root, float momentum);
 
 // act(bn(conv(x)) + residual): the building stone of every convolutional network here. Where a
 // gradient is wanted or batch statistics are, a convolution and a fused batch norm; otherwise

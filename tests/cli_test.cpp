@@ -150,6 +150,9 @@ TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdou
       {{"finetune", "--data", data, "--out", out, "--weights", "w", "--optimizer", "adam"},
        "--optimizer"},
       {{"finetune", "--resume", out, "--epochs", "9"}, "--epochs cannot change"},
+      {{"finetune", "--data", data, "--out", out, "--from-scratch", "--arch", "resnet5"},
+       "resnet50"},
+      {{"convert", "in.pth", "out.safetensors", "--arch", "resnet5"}, "resnet50"},
       {{"predict", "picture.png"}, "--weights"},
       {{"predict", "--weights", "w", "--top", "0", "picture.png"}, "--top"},
       {{"predict", "--weights", "w", "--device", "tpu", "picture.png"}, "cpu, cuda or cuda:N"},
@@ -174,6 +177,10 @@ TEST_CASE("work that cannot be done is exit code 1, names the file and leaves no
   std::ofstream(folder / "cut.safetensors") << file_bytes(trained()).substr(0, 5000);
   fs::create_directories(folder / "one" / "only");
   fs::copy(pictures() / "down", folder / "one" / "only");
+  fs::copy(pictures(), folder / "bad", fs::copy_options::recursive);
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder / "bad" / "down")) {
+    fs::resize_file(entry.path(), fs::file_size(entry.path()) / 2);
+  }
   const std::string text = (folder / "text.png").string();
   const std::string cut = (folder / "cut.safetensors").string();
   const std::string state = (trained().parent_path() / "state.safetensors").string();
@@ -186,8 +193,8 @@ TEST_CASE("work that cannot be done is exit code 1, names the file and leaves no
       {{"finetune", "--data", data, "--weights", "/none.pth", "--out", out}, "/none.pth"},
       {{"finetune", "--data", data, "--weights", text, "--out", out}, "text.png"},
       {{"finetune", "--data", data, "--weights", cut, "--out", out}, "cut.safetensors"},
-      {{"finetune", "--data", data, "--arch", "resnet19", "--from-scratch", "--out", out},
-       "resnet18"},
+      {{"finetune", "--data", folder / "bad", "--weights", trained(), "--out", out},
+       "--on-bad-image skip"},
       {{"finetune", "--data", folder / "one", "--weights", trained(), "--out", out}, "class"},
       {{"finetune", "--data", data, "--weights", trained(), "--freeze", "layer9", "--out", out},
        "no parameter matches \"layer9\""},
@@ -208,7 +215,7 @@ TEST_CASE("work that cannot be done is exit code 1, names the file and leaves no
     CHECK(outcome.code == 1);
     CHECK(contains(outcome.err, one.message));
     CHECK(outcome.out.empty());
-    CHECK_FALSE(fs::exists(fs::path(out) / "state.safetensors"));
+    CHECK_FALSE(fs::exists(out));
   }
 }
 

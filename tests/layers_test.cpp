@@ -171,9 +171,17 @@ TEST_CASE("frozen statistics stay put in training mode, live ones move") {
   after = model->state_dict();
   CHECK(largest_difference(after["bn2.running_mean"], before.at("bn2.running_mean")) > 0);
   CHECK(*after["bn2.num_batches_tracked"].data<int64_t>() == 1);
+  // With momentum 1 one batch replaces the statistics: the same images again change nothing.
+  set_batch_norm_momentum(*model, 1.0f);
+  (*model)(image(4, 16, 3));
+  const StateDict replaced = model->state_dict();
+  CHECK(largest_difference(replaced.at("bn1.running_mean"), after["bn1.running_mean"]) > 0);
+  (*model)(image(4, 16, 3));
+  CHECK(largest_difference(model->state_dict()["bn1.running_mean"],
+                           replaced.at("bn1.running_mean")) == 0);
   model->eval();
   (*model)(image(4, 16, 3));
-  CHECK(*model->state_dict()["bn2.num_batches_tracked"].data<int64_t>() == 1);
+  CHECK(*model->state_dict()["bn2.num_batches_tracked"].data<int64_t>() == 3);
 }
 
 TEST_CASE("initial weights follow PyTorch's distributions and the key") {

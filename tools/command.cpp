@@ -5,6 +5,8 @@
 #include <omp.h>
 #include <sstream>
 
+#include "layers/models/zoo.h"
+
 namespace graft {
 
 CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& description,
@@ -40,6 +42,19 @@ Device ComputeOptions::apply() const {
          "with -DGRAFT_CUDA=ON on a machine with the CUDA toolkit");
   }
   fail("--device ", device, ": the models cannot run on CUDA devices yet; use --device cpu");
+}
+
+CLI::Validator known_architecture() {
+  return CLI::Validator(
+      [](std::string& name) -> std::string {
+        try {
+          make_blank_model(name, {});
+          return "";
+        } catch (const Error& error) {
+          return error.what();
+        }
+      },
+      "");
 }
 
 void print_json(const nlohmann::ordered_json& value) {

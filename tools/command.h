@@ -61,6 +61,9 @@ struct ComputeOptions {
   Device apply() const;
 };
 
+// For an option that names an architecture: an unknown name is wrong usage.
+CLI::Validator known_architecture();
+
 // Writes one compact line to stdout. Throws when stdout cannot be written (disk full).
 void print_json(const nlohmann::ordered_json& value);
 

@@ -65,8 +65,10 @@ void add_convert(CLI::App& app) {
       "graft convert mine.pt mine.safetensors --arch resnet18 --classes names.txt --licence MIT");
   command->add_option("IN", options->in, "checkpoint: .pt, .pth, .bin or .safetensors")->required();
   command->add_option("OUT", options->out, "the file to write, ending in .safetensors")->required();
-  command->add_option("--arch", options->convert.architecture,
-                      "architecture (default: recognised from the tensors)");
+  command
+      ->add_option("--arch", options->convert.architecture,
+                   "architecture (default: recognised from the tensors)")
+      ->check(known_architecture());
   command->add_option("--classes", options->classes_file,
                       "text file with one class name a line (default: ImageNet's for 1,000)");
   command->add_option("--licence,--license", options->convert.licence,

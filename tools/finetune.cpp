@@ -101,7 +101,7 @@ class FinetuneCommand {
 
  private:
   template <class Get>
-  void add(const std::string& flags, Get get, const std::string& description);
+  CLI::Option* add(const std::string& flags, Get get, const std::string& description);
   void add_data();
   void add_model();
   void add_training();
@@ -118,7 +118,8 @@ class FinetuneCommand {
 };
 
 template <class Get>
-void FinetuneCommand::add(const std::string& flags, Get get, const std::string& description) {
+CLI::Option* FinetuneCommand::add(const std::string& flags, Get get,
+                                  const std::string& description) {
   using Value = std::remove_reference_t<decltype(get(std::declval<FinetuneOptions&>()))>;
   if constexpr (std::is_enum_v<Value>) {
     auto name = std::make_shared<std::string>();
@@ -132,6 +133,7 @@ void FinetuneCommand::add(const std::string& flags, Get get, const std::string& 
         if (known == *name) get(options) = value;
       }
     });
+    return option;
   } else {
     // Paths are read as strings: CLI11 would take them for containers.
     constexpr bool path = std::is_same_v<Value, std::filesystem::path>;
@@ -145,6 +147,7 @@ void FinetuneCommand::add(const std::string& flags, Get get, const std::string& 
     assignments_.push_back([=](FinetuneOptions& options) {
       if (option->count() > 0) get(options) = *value;
     });
+    return option;
   }
 }
 
@@ -179,7 +182,8 @@ void FinetuneCommand::add_data() {
 
 void FinetuneCommand::add_model() {
   add("--weights", GRAFT_MEMBER(weights), "pre-trained weights from graft convert");
-  add("--arch", GRAFT_MEMBER(architecture), "architecture for --from-scratch; see graft info");
+  add("--arch", GRAFT_MEMBER(architecture), "architecture for --from-scratch; see graft info")
+      ->check(known_architecture());
   command_->add_flag("--from-scratch", from_scratch_, "random weights instead of --weights");
   add("--dropout", GRAFT_MEMBER(dropout), "before the head (the architecture's own)");
   add("--freeze", GRAFT_MEMBER(freeze),
@@ -187,6 +191,8 @@ void FinetuneCommand::add_model() {
   add("--freeze-features", GRAFT_MEMBER(freeze_features), "train the head only (linear probe)");
   add("--batch-norm", GRAFT_MEMBER(batch_norm),
       "statistics: frozen, or train (frozen; train from scratch)");
+  add("--batch-norm-momentum", GRAFT_MEMBER(batch_norm_momentum),
+      "share of a batch in the statistics (the architecture's own; 0.1 from scratch)");
 }
 
 void FinetuneCommand::add_training() {

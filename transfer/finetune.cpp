@@ -87,7 +87,13 @@ FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
     folder.start_afresh();
     write_config(folder, config, card, images, held_out);
   }
-  return loop.run();
+  try {
+    return loop.run();
+  } catch (const std::exception&) {
+    // Nothing was learnt yet: leave no run that blocks the next try.
+    if (keeps && !loop.has_trained()) folder.remove_run();
+    throw;
+  }
 }
 
 FinetuneResult finetune(const FinetuneOptions& options) {

@@ -83,6 +83,9 @@ void set_training_mode(ImageModel& model, const FinetuneOptions& options) {
     if (frozen) module->eval();
   }
   freeze_batch_norm(model, options.batch_norm == BatchNormPolicy::frozen);
+  if (options.batch_norm_momentum >= 0) {
+    set_batch_norm_momentum(model, options.batch_norm_momentum);
+  }
 }
 
 std::vector<ParameterGroup> parameter_groups(ImageModel& model, const FinetuneOptions& options) {

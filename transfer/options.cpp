@@ -63,6 +63,7 @@ FinetuneOptions FinetuneOptions::linear_probe() {
 FinetuneOptions FinetuneOptions::from_scratch() {
   FinetuneOptions options;
   options.batch_norm = BatchNormPolicy::train;
+  options.batch_norm_momentum = 0.1f;
   options.learning_rate = 2e-3f;
   return options;
 }
@@ -91,6 +92,8 @@ void check_options(const FinetuneOptions& o) {
   within("validation", o.validation, 0, 0.9);
   GRAFT_CHECK(o.image_size == 0 || (o.image_size >= 8 && o.image_size <= 4096),
               "finetune: image size must be from 8 to 4096, got ", o.image_size);
+  GRAFT_CHECK(o.batch_norm_momentum <= 1, "finetune: batch-norm momentum must be at most 1, got ",
+              o.batch_norm_momentum);
   GRAFT_CHECK(o.dropout < 1, "finetune: dropout must be below 1, got ", o.dropout);
   if (o.steps <= 0) at_least("epochs", static_cast<double>(o.epochs), 1);
   at_least("steps", static_cast<double>(o.steps), 0);
@@ -142,6 +145,7 @@ void each_member(Options& o, const Visit& visit) {
   visit("freeze", o.freeze);
   visit("freeze_features", o.freeze_features);
   visit("batch_norm", o.batch_norm);
+  visit("batch_norm_momentum", o.batch_norm_momentum);
   visit("epochs", o.epochs);
   visit("steps", o.steps);
   visit("batch", o.batch);

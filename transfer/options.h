@@ -45,6 +45,10 @@ struct FinetuneOptions {
   std::vector<std::string> freeze;  // name patterns, see freeze.h
   bool freeze_features = false;     // everything but the head
   BatchNormPolicy batch_norm = BatchNormPolicy::frozen;
+  // Share of a batch in the running statistics; negative: the architecture's own.
+  // EfficientNet-Lite's 0.01 takes thousands of steps to forget its start: from scratch in fewer,
+  // 0.1 is needed.
+  float batch_norm_momentum = -1;
 
   // --- how
   int64_t epochs = 5;

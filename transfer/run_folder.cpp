@@ -70,6 +70,14 @@ void RunFolder::start_afresh() const {
   }
 }
 
+void RunFolder::remove_run() const {
+  std::error_code harmless;
+  for (const fs::path& file : {config(), state(), metrics(), best(), last()}) {
+    fs::remove(file, harmless);
+  }
+  fs::remove(path, harmless);  // fails on a folder that is not empty
+}
+
 void RunFolder::remove_leftovers() const {
   for (const fs::path& file : {config(), state(), metrics(), best(), last()}) {
     const std::string start =

@@ -32,6 +32,8 @@ struct RunFolder {
   bool holds_run() const;
   // Makes the folder, and removes the files of the run it held.
   void start_afresh() const;
+  // Removes the files of a run, and the folder when nothing else is in it.
+  void remove_run() const;
   // Removes the temporary files of writes that a crash cut short.
   void remove_leftovers() const;
 };

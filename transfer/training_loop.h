@@ -26,6 +26,8 @@ class TrainingLoop {
  public:
   TrainingLoop(PreparedRun run, Observer& observer);
   FinetuneResult run();
+  // Whether a step was taken here.
+  bool has_trained() const { return steps_here_ > 0; }
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -201,7 +201,11 @@ struct Loader::State {
       try {
         std::rethrow_exception(batch.faults[slot]);
       } catch (const Error& error) {
-        if (options.bad_image == BadImage::error) throw;
+        if (options.bad_image == BadImage::error) {
+          fail(error.what(),
+               "; replace or remove the file, or skip bad images (BadImage::skip, "
+               "--on-bad-image skip)");
+        }
         if (bad_positions.insert(batch.positions[slot]).second) bad_images.push_back(error.what());
       }
     }
