@@ -120,7 +120,7 @@ int main(int argc, char** argv) try {
   const auto [architecture, training] = model_of(options.workload);
   omp_set_num_threads(static_cast<int>(options.threads));
 
-  const auto model = make_model(architecture, {.dropout = 0}, {.seed = 1});
+  const auto model = make_model(architecture, {.dropout = 0, .drop_path = 0}, {.seed = 1});
   if (!options.save_weights.empty()) write_safetensors(options.save_weights, model->state_dict());
   model->train(training);
   const Tensor images = made_up_images(options.batch, options.size);
