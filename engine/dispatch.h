@@ -2,8 +2,7 @@
 //
 //   GRAFT_KERNEL(unary, x.device(), "relu")(Unary::relu, {}, y, x, n);
 //
-// GRAFT_KERNEL needs the kernel in both backends: in a build with CUDA a missing one is a link
-// error. GRAFT_CPU_KERNEL is for kernels that exist on the CPU only so far, and says so on other
+// GRAFT_KERNEL needs the kernel in both backends: a missing one is a link error. GRAFT_CPU_KERNEL is for kernels that exist on the CPU only so far, and says so on other
 // devices.
 #pragma once
 
@@ -20,9 +19,5 @@ inline void check_cpu(Device device, const char* op) {
 }  // namespace graft
 
 #define GRAFT_CPU_KERNEL(kernel, device, op) (::graft::check_cpu(device, op), ::graft::cpu::kernel)
-#ifdef GRAFT_HAS_CUDA
 #define GRAFT_KERNEL(kernel, device, op) \
   ((device).is_cpu() ? ::graft::cpu::kernel : ::graft::cuda::kernel)
-#else
-#define GRAFT_KERNEL(kernel, device, op) GRAFT_CPU_KERNEL(kernel, device, op)
-#endif

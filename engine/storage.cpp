@@ -40,11 +40,13 @@ class Allocator {
 
   void* allocate(size_t bytes) {
     const bool guarded = poison.load(std::memory_order_relaxed);
-    const size_t size = block_size(std::max<size_t>(bytes, 1) + (guarded ? kGuardBytes : 0));
+    const size_t guard = guarded ? guard_bytes() : 0;
+    const size_t size = guarded && !device_.is_cpu() ? bytes + guard
+                                                     : block_size(std::max<size_t>(bytes, 1) + guard);
     std::lock_guard lock(mutex_);
     void* data = nullptr;
     const auto found = free_.find(size);
-    if (found != free_.end() && !found->second.empty()) {
+    if (!guarded && found != free_.end() && !found->second.empty()) {
       data = found->second.back();
       found->second.pop_back();
       stats_.cached -= size;
@@ -63,9 +65,9 @@ class Allocator {
     stats_.in_use += size;
     stats_.peak_in_use = std::max(stats_.peak_in_use, stats_.in_use);
     live_.emplace(data, Block{size, guarded ? bytes : kUnguarded});
-    if (guarded && device_.is_cpu()) {
-      std::memset(data, 0xFF, size);
-      std::memset(static_cast<char*>(data) + bytes, kGuardValue, kGuardBytes);
+    if (guarded) {
+      fill(data, 0xFF, bytes);
+      fill(static_cast<char*>(data) + bytes, kGuardValue, guard);
     }
     return data;
   }
@@ -75,14 +77,13 @@ class Allocator {
     const auto found = live_.find(data);
     const Block block = found->second;
     live_.erase(found);
-    if (block.guarded_bytes != kUnguarded && device_.is_cpu()) {
-      const auto* guard = static_cast<unsigned char*>(data) + block.guarded_bytes;
-      if (!std::all_of(guard, guard + kGuardBytes, [](auto b) { return b == kGuardValue; })) {
-        ++damaged;
-      }
-    }
     stats_.in_use -= block.size;
-    give_back(data, block.size);
+    if (block.guarded_bytes == kUnguarded) {
+      give_back(data, block.size);
+      return;
+    }
+    if (!guard_intact(static_cast<const char*>(data) + block.guarded_bytes)) ++damaged;
+    discard(data);
   }
 
   MemoryStats stats() {
@@ -106,15 +107,40 @@ class Allocator {
   };
 
   void* fresh(size_t size) {
-    if (!device_.is_cpu()) {
-      if constexpr (kHasCuda) return cuda::allocate(size, device_.index);
-      fail("this build of graft has no CUDA backend: use --device cpu, or build with nvcc on PATH");
-    }
+    if (!device_.is_cpu()) return cuda::allocate(size, device_.index);
     const bool large = size >= kHugePage;
     void* data = std::aligned_alloc(large ? kHugePage : kAlignment,
                                     large ? (size + kHugePage - 1) / kHugePage * kHugePage : size);
     if (data != nullptr && large) madvise(data, size, MADV_HUGEPAGE);
     return data;
+  }
+  void discard(void* data) {
+    if (device_.is_cpu()) {
+      std::free(data);
+    } else {
+      cuda::release(data, device_.index);
+    }
+  }
+  // The simulated device watches the ends of its blocks itself, to the byte.
+  size_t guard_bytes() const {
+    return !device_.is_cpu() && cuda::is_simulated() ? 0 : kGuardBytes;
+  }
+  void fill(void* data, int value, size_t bytes) {
+    if (device_.is_cpu()) {
+      std::memset(data, value, bytes);
+    } else if (!cuda::is_simulated()) {  // where fresh memory is poison anyway
+      cuda::fill_bytes(data, value, bytes, device_.index);
+    }
+  }
+  bool guard_intact(const void* guard) const {
+    unsigned char bytes[kGuardBytes];
+    const size_t count = guard_bytes();
+    if (device_.is_cpu()) {
+      std::memcpy(bytes, guard, count);
+    } else {
+      cuda::copy(bytes, kCpu, guard, device_, count);
+    }
+    return std::all_of(bytes, bytes + count, [](auto b) { return b == kGuardValue; });
   }
   void give_back(void* data, size_t size) {
     free_[size].push_back(data);
@@ -122,13 +148,7 @@ class Allocator {
   }
   void release_cached() {
     for (auto& [size, blocks] : free_) {
-      for (void* data : blocks) {
-        if (device_.is_cpu()) {
-          std::free(data);
-        } else if constexpr (kHasCuda) {
-          cuda::release(data, device_.index);
-        }
-      }
+      for (void* data : blocks) discard(data);
     }
     free_.clear();
     stats_.cached = 0;

@@ -11,10 +11,20 @@ namespace graft::cuda {
 int device_count();
 // Device memory, 256-byte aligned. Throws Error when there is no device; null when memory ran out.
 void* allocate(size_t bytes, int device);
+// Never throws: when the device is lost its memory is gone anyway.
 void release(void* data, int device);
 // Blocking copy between any two devices or the host.
 void copy(void* target, Device target_device, const void* source, Device source_device,
           size_t bytes);
 void fill_bytes(void* target, int value, size_t bytes, int device);
+
+// Whether the device is the simulated one (kernels/simt).
+bool is_simulated();
+// In which order a simulated device runs blocks and the threads of a block: a kernel that
+// synchronises as it should does not notice. A real device has its own order.
+enum class ThreadOrder : uint8_t { forward, reverse, random };
+void set_thread_order(ThreadOrder order, uint64_t seed = 0);
+// Plugs a simulated device in again after an error that would have ended a real one's context.
+void reset_simulated_device();
 
 }  // namespace graft::cuda

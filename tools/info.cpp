@@ -3,24 +3,14 @@
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 
+#include "kernels/device.h"
 #include "kernels/kernels.h"
 #include "layers/models/zoo.h"
 #include "tools/command.h"
 #include "transfer/version.h"
-#ifdef GRAFT_HAS_CUDA
-#include "kernels/device.h"
-#endif
 
 namespace graft {
 namespace {
-
-int cuda_devices() {
-#ifdef GRAFT_HAS_CUDA
-  return cuda::device_count();
-#else
-  return 0;
-#endif
-}
 
 void run_info(bool json) {
   const dnnl_version_t* onednn = dnnl_version();
@@ -31,7 +21,7 @@ void run_info(bool json) {
   info["threads"] = omp_get_max_threads();
   info["onednn"] = text(onednn->major, '.', onednn->minor, '.', onednn->patch);
   info["devices"] = {"cpu"};
-  for (int i = 0; i < cuda_devices(); ++i) info["devices"].push_back(text("cuda:", i));
+  for (int i = 0; i < cuda::device_count(); ++i) info["devices"].push_back(text("cuda:", i));
   info["architectures"] = architectures();
   if (json) {
     print_json(info);

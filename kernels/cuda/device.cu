@@ -10,6 +10,12 @@ namespace {
 
 void select(const char* op, int device) {
   int count = 0;
+#ifdef GRAFT_SIMT
+  GRAFT_CHECK(device_count() > 0, op,
+              ": this build of graft has no CUDA backend: use --device cpu, or build with nvcc on "
+              "PATH. (With GRAFT_SIMULATED_GPU=1 in the environment a simulated device takes its "
+              "place: for tests, thousands of times slower.)");
+#endif
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) cudaGetLastError();  // clears it
   GRAFT_CHECK(status == cudaSuccess && count > 0, op, ": no usable CUDA device (",
@@ -29,6 +35,26 @@ int device_count() {
   return 0;
 }
 
+bool is_simulated() {
+#ifdef GRAFT_SIMT
+  return true;
+#else
+  return false;
+#endif
+}
+
+void set_thread_order([[maybe_unused]] ThreadOrder order, [[maybe_unused]] uint64_t seed) {
+#ifdef GRAFT_SIMT
+  simt::set_order(static_cast<simt::Order>(order), seed);
+#endif
+}
+
+void reset_simulated_device() {
+#ifdef GRAFT_SIMT
+  simt::reset_device();
+#endif
+}
+
 void* allocate(size_t bytes, int device) {
   select("allocate", device);
   void* data = nullptr;
@@ -41,9 +67,8 @@ void* allocate(size_t bytes, int device) {
   return data;
 }
 
-void release(void* data, int device) {
-  select("release", device);
-  check(cudaFree(data), "release");
+void release(void* data, int) {
+  if (cudaFree(data) != cudaSuccess) cudaGetLastError();
 }
 
 void copy(void* target, Device target_device, const void* source, Device source_device,
@@ -53,23 +78,37 @@ void copy(void* target, Device target_device, const void* source, Device source_
   const cudaMemcpyKind kind = target_device.is_cpu()   ? cudaMemcpyDeviceToHost
                               : source_device.is_cpu() ? cudaMemcpyHostToDevice
                                                        : cudaMemcpyDeviceToDevice;
-  check(cudaMemcpyAsync(target, source, bytes, kind, kStream), "copy");
-  check(cudaStreamSynchronize(kStream), "copy");
+  check(cudaMemcpyAsync(target, source, bytes, kind, stream()), "copy");
+  check(cudaStreamSynchronize(stream()), "copy");
 }
 
 void fill_bytes(void* target, int value, size_t bytes, int device) {
   if (bytes == 0) return;
   select("fill", device);
-  check(cudaMemsetAsync(target, value, bytes, kStream), "fill");
+  check(cudaMemsetAsync(target, value, bytes, stream()), "fill");
 }
 
-Grid grid_for(int64_t items) {
+cudaStream_t stream() { return cudaStreamLegacy; }
+
+namespace {
+
+// Threads that a grid may have: 4096 a multiprocessor.
+int64_t most_threads() {
   static const int64_t most = [] {
     int multiprocessors = 0;
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0), "launch");
-    return int64_t{16} * multiprocessors;
+    return int64_t{4096} * multiprocessors;
   }();
-  return {static_cast<unsigned>(std::min((items + kThreads - 1) / kThreads, most)), kThreads};
+  return most;
+}
+
+}  // namespace
+
+Grid grid_for(int64_t items, unsigned threads) {
+  return grid_of_blocks((items + threads - 1) / threads, threads);
+}
+Grid grid_of_blocks(int64_t items, unsigned threads) {
+  return {static_cast<unsigned>(std::min(items, most_threads() / threads)), threads};
 }
 
 }  // namespace graft::cuda

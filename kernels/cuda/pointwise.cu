@@ -5,48 +5,15 @@
 // Arrays may be the same (in place), hence no __restrict__; every element is read before it is
 // written.
 #include <cstdint>
-#include <initializer_list>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/pack.cuh"
 #include "kernels/kernels.h"
 
 namespace graft::cuda {
 namespace {
 
-constexpr int kWide = 4;
-
-template <int kWidth>
-struct alignas(4 * kWidth) Pack {
-  float v[kWidth];
-};
-
-template <int kWidth>
-__device__ Pack<kWidth> load(const float* from) {
-  return *reinterpret_cast<const Pack<kWidth>*>(from);
-}
-template <int kWidth>
-__device__ void store(float* to, const Pack<kWidth>& pack) {
-  *reinterpret_cast<Pack<kWidth>*>(to) = pack;
-}
-
-bool aligned(std::initializer_list<const void*> arrays) {
-  for (const void* array : arrays) {
-    if (reinterpret_cast<uintptr_t>(array) % sizeof(Pack<kWide>) != 0) return false;
-  }
-  return true;
-}
-
-// Calls body(start, width) for every pack of 0..n-1, grid-stride; the tail goes one by one.
-template <int kWidth, class Body>
-__device__ void for_packs(int64_t n, const Body& body) {
-  const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const int64_t step = int64_t{gridDim.x} * blockDim.x;
-  const int64_t packs = n / kWidth;
-  for (int64_t i = first; i < packs; i += step) body.template operator()<kWidth>(i * kWidth);
-  if constexpr (kWidth > 1) {
-    for (int64_t i = packs * kWidth + first; i < n; i += step) body.template operator()<1>(i);
-  }
-}
+constexpr int kWide = kPackWidth<float>;
 
 // launch() of the wide or the narrow instantiation, for n elements.
 template <class Wide, class Narrow, class... Args>
@@ -62,7 +29,7 @@ void launch_packs(const char* op, bool wide, int64_t n, Wide* wide_kernel, Narro
 template <class F, int kWidth>
 __global__ void unary_kernel(UnaryParams params, float* y, const float* x, int64_t n) {
   for_packs<kWidth>(n, [&]<int W>(int64_t i) {
-    Pack<W> pack = load<W>(x + i);
+    Pack<float, W> pack = load<W>(x + i);
     for (float& value : pack.v) value = F::f(value, params);
     store(y + i, pack);
   });
@@ -73,8 +40,8 @@ __global__ void unary_grad_kernel(UnaryParams params, float* dx, const float* x,
                                   const float* g, int64_t n) {
   for_packs<kWidth>(n, [&]<int W>(int64_t i) {
     // The loads of arrays that F::d does not read are dropped by the compiler.
-    const Pack<W> px = load<W>(x + i), py = load<W>(y + i);
-    Pack<W> pack = load<W>(g + i);
+    const Pack<float, W> px = load<W>(x + i), py = load<W>(y + i);
+    Pack<float, W> pack = load<W>(g + i);
     for (int k = 0; k < W; ++k) pack.v[k] *= F::d(px.v[k], py.v[k], params);
     store(dx + i, pack);
   });
@@ -83,8 +50,8 @@ __global__ void unary_grad_kernel(UnaryParams params, float* dx, const float* x,
 template <class F, int kWidth>
 __global__ void binary_kernel(float* out, const float* a, const float* b, int64_t n) {
   for_packs<kWidth>(n, [&]<int W>(int64_t i) {
-    const Pack<W> pb = load<W>(b + i);
-    Pack<W> pack = load<W>(a + i);
+    const Pack<float, W> pb = load<W>(b + i);
+    Pack<float, W> pack = load<W>(a + i);
     for (int k = 0; k < W; ++k) pack.v[k] = F::f(pack.v[k], pb.v[k]);
     store(out + i, pack);
   });
@@ -122,8 +89,8 @@ __device__ Offsets offsets_of(const BroadcastShape& shape, int64_t i) {
 
 // kWidth neighbours of an operand whose innermost stride is 1 or 0 (or any, for one element).
 template <int kWidth>
-__device__ Pack<kWidth> load_strided(const float* from, int64_t stride) {
-  Pack<kWidth> pack;
+__device__ Pack<float, kWidth> load_strided(const float* from, int64_t stride) {
+  Pack<float, kWidth> pack;
   if (stride == 1) return load<kWidth>(from);
   for (float& value : pack.v) value = *from;
   return pack;
@@ -136,8 +103,8 @@ __global__ void binary_broadcast_kernel(float* out, const float* a, const float*
   const int64_t b_stride = shape.b_strides[shape.rank - 1];
   for_packs<kWidth>(n, [&]<int W>(int64_t i) {
     const Offsets at = offsets_of(shape, i);
-    const Pack<W> pb = load_strided<W>(b + at.b, b_stride);
-    Pack<W> pack = load_strided<W>(a + at.a, a_stride);
+    const Pack<float, W> pb = load_strided<W>(b + at.b, b_stride);
+    Pack<float, W> pack = load_strided<W>(a + at.a, a_stride);
     for (int k = 0; k < W; ++k) pack.v[k] = F::f(pack.v[k], pb.v[k]);
     store(out + i, pack);
   });
@@ -150,10 +117,10 @@ __global__ void binary_grad_kernel(float* da, float* db, const float* a, const f
   const int64_t b_stride = shape.b_strides[shape.rank - 1];
   for_packs<kWidth>(n, [&]<int W>(int64_t i) {
     const Offsets at = offsets_of(shape, i);
-    const Pack<W> pa = load_strided<W>(a + at.a, a_stride);
-    const Pack<W> pb = load_strided<W>(b + at.b, b_stride);
-    const Pack<W> pg = load<W>(g + i);
-    Pack<W> pack;
+    const Pack<float, W> pa = load_strided<W>(a + at.a, a_stride);
+    const Pack<float, W> pb = load_strided<W>(b + at.b, b_stride);
+    const Pack<float, W> pg = load<W>(g + i);
+    Pack<float, W> pack;
     if (da != nullptr) {
       for (int k = 0; k < W; ++k) pack.v[k] = pg.v[k] * F::da(pa.v[k], pb.v[k]);
       store(da + i, pack);

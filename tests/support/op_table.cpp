@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <omp.h>
 
 #include "engine/rng.h"
+#include "kernels/device.h"
 #include "kernels/error.h"
 
 namespace graft::test {
@@ -124,7 +126,7 @@ class RowRun {
     {
       Tensors tensors;
       for (size_t i = 0; i < arrays_.size(); ++i) {
-        tensors.push_back(to_tensor(arrays_[i]));
+        tensors.push_back(to_tensor(arrays_[i]).to(test_device()));
         if (wanted[i]) tensors.back().set_requires_grad();
       }
       Tensor result = call_(tensors);
@@ -133,7 +135,7 @@ class RowRun {
       if (any && !result.requires_grad()) {
         report("the result does not want a gradient although an input does");
       } else if (any && outcome.result.shape == expected_.shape) {
-        backward(result, Tensor::of(weights_, result.shape()));
+        backward(result, Tensor::of(weights_, result.shape()).to(result.device()));
         for (size_t i = 0; i < tensors.size(); ++i) {
           const Tensor grad = tensors[i].grad();
           const bool missing = wanted[i] && !grad.defined();
@@ -224,6 +226,26 @@ class RowRun {
   }
 
   void check_repeatable(const Outcome& first, const std::vector<bool>& wanted) {
+    if (test_device().is_cpu()) {
+      check_thread_counts(first, wanted);
+    } else {
+      check_thread_orders(first, wanted);
+    }
+  }
+
+  // On a real device the order is its own, and two more runs are two more runs.
+  void check_thread_orders(const Outcome& first, const std::vector<bool>& wanted) {
+    for (const auto order : {cuda::ThreadOrder::reverse, cuda::ThreadOrder::random}) {
+      cuda::set_thread_order(order, options_.seed);
+      const Outcome again = run(wanted);
+      cuda::set_thread_order(cuda::ThreadOrder::forward);
+      compare_bits(first, again,
+                   order == cuda::ThreadOrder::reverse ? "in reverse order" : "in random order",
+                   "in forward order");
+    }
+  }
+
+  void check_thread_counts(const Outcome& first, const std::vector<bool>& wanted) {
     const int all_threads = omp_get_max_threads();
     std::vector<int> counts{all_threads};
     if (options_.thread_independent) counts.insert(counts.end(), {1, 3});
@@ -231,14 +253,20 @@ class RowRun {
       omp_set_num_threads(threads);
       const Outcome again = run(wanted);
       omp_set_num_threads(all_threads);
-      if (!same_bits(first.result, again.result)) {
-        report("a run with ", threads, " threads gave other bits than one with ", all_threads);
-      }
-      for (size_t i = 0; i < first.gradients.size() && i < again.gradients.size(); ++i) {
-        if (same_bits(first.gradients[i], again.gradients[i])) continue;
-        report("gradient of input ", i, ": a run with ", threads,
-               " threads gave other bits than one with ", all_threads);
-      }
+      compare_bits(first, again, text("with ", threads, " threads"),
+                   text("with ", all_threads));
+    }
+  }
+
+  void compare_bits(const Outcome& first, const Outcome& again, const std::string& this_run,
+                    const std::string& first_run) {
+    if (!same_bits(first.result, again.result)) {
+      report("a run ", this_run, " gave other bits than one ", first_run);
+    }
+    for (size_t i = 0; i < first.gradients.size() && i < again.gradients.size(); ++i) {
+      if (same_bits(first.gradients[i], again.gradients[i])) continue;
+      report("gradient of input ", i, ": a run ", this_run, " gave other bits than one ",
+             first_run);
     }
   }
 
@@ -250,7 +278,7 @@ class RowRun {
       NoGrad no_grad;
       Tensors tensors;
       for (size_t i = 0; i < arrays_.size(); ++i) {
-        tensors.push_back(to_tensor(arrays_[i]));
+        tensors.push_back(to_tensor(arrays_[i]).to(test_device()));
         if (wants_gradient(inputs_[i])) tensors.back().set_requires_grad();
       }
       off.result = to_array(call_(tensors));
@@ -284,6 +312,17 @@ class RowRun {
 
 }  // namespace
 
+Device test_device() {
+  static const Device device = [] {
+    const char* wish = std::getenv("GRAFT_TEST_DEVICE");
+    if (wish == nullptr || std::string(wish) == "cpu") return kCpu;
+    GRAFT_CHECK(std::string(wish) == "cuda" && cuda::device_count() > 0, "GRAFT_TEST_DEVICE=", wish,
+                ": there is no such device");
+    return Device{Device::Kind::cuda, 0};
+  }();
+  return device;
+}
+
 Tolerance accumulating(int64_t length) {
   const double growth = std::sqrt(static_cast<double>(std::max<int64_t>(1, length)));
   return {1e-5, 4e-7 * growth, 2e-5, 1e-6 * growth};
@@ -313,6 +352,7 @@ std::vector<std::string> run_row(const std::string& op, const std::vector<Input>
     problems = RowRun(inputs, call, reference, options).problems();
   } catch (const std::exception& error) {
     problems.push_back(text("threw: ", error.what()));
+    cuda::reset_simulated_device();
   }
   poison_fresh_memory(false);
   std::string shapes;

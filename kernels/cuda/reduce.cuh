@@ -1,0 +1,50 @@
+// Sums and maxima over the threads of a warp or a block, in an order that is always the same: a
+// butterfly of shuffles within each warp, then the warps' results in turn.
+#pragma once
+
+#include "kernels/cuda/shared.cuh"
+
+namespace graft::cuda {
+
+constexpr unsigned kFullWarp = 0xFFFFFFFFu;
+
+struct Sum {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+// NaN wins.
+struct Largest {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a > b || a != a ? a : b;
+  }
+};
+
+// f over the 32 lanes, which must all be there; every lane gets the result. f is associative and
+// commutative but for rounding; every lane combines in the same tree, so all get the same bits.
+template <class T, class F>
+__device__ T warp_reduce(T value, F f) {
+  for (int distance = 16; distance > 0; distance /= 2) {
+    value = f(value, __shfl_xor_sync(kFullWarp, value, distance));
+  }
+  return value;
+}
+
+// f over all threads of the block (a multiple of 32, one-dimensional); every thread gets the result.
+// Begins with a barrier, so that calls may follow each other.
+template <class T, class F>
+__device__ T block_reduce(T value, F f) {
+  GRAFT_SHARED(T, partial, [32]);
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  value = warp_reduce(value, f);
+  __syncthreads();
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();
+  value = partial[0];
+  for (unsigned i = 1; i < warps; ++i) value = f(value, partial[i]);
+  return value;
+}
+
+}  // namespace graft::cuda
