@@ -2,8 +2,8 @@
 //
 //   GRAFT_KERNEL(unary, x.device(), "relu")(Unary::relu, {}, y, x, n);
 //
-// GRAFT_KERNEL needs the kernel in both backends: a missing one is a link error. GRAFT_CPU_KERNEL is for kernels that exist on the CPU only so far, and says so on other
-// devices.
+// GRAFT_KERNEL needs the kernel in both backends: a missing one is a link error. GRAFT_CPU_KERNEL
+// is for kernels that exist on the CPU only so far, and says so on other devices.
 #pragma once
 
 #include "kernels/error.h"

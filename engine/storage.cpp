@@ -41,8 +41,9 @@ class Allocator {
   void* allocate(size_t bytes) {
     const bool guarded = poison.load(std::memory_order_relaxed);
     const size_t guard = guarded ? guard_bytes() : 0;
-    const size_t size = guarded && !device_.is_cpu() ? bytes + guard
-                                                     : block_size(std::max<size_t>(bytes, 1) + guard);
+    const size_t size = guarded && !device_.is_cpu()
+                            ? bytes + guard
+                            : block_size(std::max<size_t>(bytes, 1) + guard);
     std::lock_guard lock(mutex_);
     void* data = nullptr;
     const auto found = free_.find(size);
@@ -122,9 +123,7 @@ class Allocator {
     }
   }
   // The simulated device watches the ends of its blocks itself, to the byte.
-  size_t guard_bytes() const {
-    return !device_.is_cpu() && cuda::is_simulated() ? 0 : kGuardBytes;
-  }
+  size_t guard_bytes() const { return !device_.is_cpu() && cuda::is_simulated() ? 0 : kGuardBytes; }
   void fill(void* data, int value, size_t bytes) {
     if (device_.is_cpu()) {
       std::memset(data, value, bytes);

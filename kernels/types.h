@@ -29,8 +29,8 @@ inline constexpr Device kCpu{};
 
 std::ostream& operator<<(std::ostream& out, Device device);  // "cpu", "cuda:0"
 
-// Whether nvcc compiled the CUDA backend of this build. Where it did not, the same kernels are there
-// for the simulated device of kernels/simt.
+// Whether nvcc compiled the CUDA backend of this build. Where it did not, the same kernels are
+// there for the simulated device of kernels/simt.
 #ifdef GRAFT_HAS_CUDA
 inline constexpr bool kHasCuda = true;
 #else

@@ -15,9 +15,7 @@ using namespace graft;
 
 constexpr Device kGpu{Device::Kind::cuda, 0};
 
-bool device_present() {
-  return cuda::device_count() > 0;
-}
+bool device_present() { return cuda::device_count() > 0; }
 
 bool skip(const char* what) {
   if (device_present()) return false;

@@ -57,12 +57,12 @@ void launch(const char* op, Grid grid, size_t shared_bytes, void (*kernel)(Param
       detail::invoke(self->kernel, self->params, std::index_sequence_for<Params...>{});
     }
   };
-  simt::enqueue_launch(
-      {op, grid.blocks, grid.threads, shared_bytes, &Call::invoke,
-       std::make_shared<const Call>(Call{kernel, std::tuple<Params...>(static_cast<Params>(args)...)})},
-      stream());
+  simt::enqueue_launch({op, grid.blocks, grid.threads, shared_bytes, &Call::invoke,
+                        std::make_shared<const Call>(
+                            Call{kernel, std::tuple<Params...>(static_cast<Params>(args)...)})},
+                       stream());
 #else
-  kernel<<<grid.blocks, grid.threads, shared_bytes, stream()>>>(static_cast<Params>(args)...);
+  kernel<<<grid.blocks, grid.threads, shared_bytes, stream()> > >(static_cast<Params>(args)...);
 #endif
   check(cudaGetLastError(), op);
 }

@@ -34,7 +34,8 @@ inline bool aligned(std::initializer_list<const void*> arrays) {
   return true;
 }
 
-// Calls body.operator()<width>(start) for every pack of 0..n-1, grid-stride; the tail goes one by one.
+// Calls body.operator()<width>(start) for every pack of 0..n-1, grid-stride; the tail goes one by
+// one.
 template <int kWidth, class Body>
 __device__ void for_packs(int64_t n, const Body& body) {
   const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;

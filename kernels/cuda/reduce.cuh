@@ -32,8 +32,8 @@ __device__ T warp_reduce(T value, F f) {
   return value;
 }
 
-// f over all threads of the block (a multiple of 32, one-dimensional); every thread gets the result.
-// Begins with a barrier, so that calls may follow each other.
+// f over all threads of the block (a multiple of 32, one-dimensional); every thread gets the
+// result. Begins with a barrier, so that calls may follow each other.
 template <class T, class F>
 __device__ T block_reduce(T value, F f) {
   GRAFT_SHARED(T, partial, [32]);

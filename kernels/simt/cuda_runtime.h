@@ -1,5 +1,6 @@
 // What <cuda_runtime.h> is to nvcc, for the simulated device: the part of CUDA that kernels/cuda
-// uses, under CUDA's names. Asynchronous means late here: work on a stream runs when the host waits.
+// uses, under CUDA's names. Asynchronous means late here: work on a stream runs when the host
+// waits.
 #pragma once
 
 #include <cmath>
@@ -50,8 +51,11 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal,
-                             cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+};
 constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
 
 namespace graft::simt {
@@ -143,8 +147,8 @@ GRAFT_SIMT_PLAIN int __syncthreads_or(
     int predicate, const graft::simt::Where& where = graft::simt::Where::current()) {
   return graft::simt::barrier(predicate != 0, where).any;
 }
-GRAFT_SIMT_PLAIN void __syncwarp(unsigned mask = ~0u, const graft::simt::Where& where =
-                                                          graft::simt::Where::current()) {
+GRAFT_SIMT_PLAIN void __syncwarp(unsigned mask = ~0u,
+                                 const graft::simt::Where& where = graft::simt::Where::current()) {
   graft::simt::warp_barrier(mask, where);
 }
 inline void __threadfence() {}
@@ -189,18 +193,18 @@ GRAFT_SIMT_PLAIN T __shfl_sync(unsigned mask, T value, int source, int width = 3
   return graft::simt::take("__shfl_sync", mask, value, static_cast<unsigned>(from), where);
 }
 template <class T>
-GRAFT_SIMT_PLAIN T __shfl_xor_sync(
-    unsigned mask, T value, int bits, int width = 32,
-    const graft::simt::Where& where = graft::simt::Where::current()) {
+GRAFT_SIMT_PLAIN T
+__shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
+                const graft::simt::Where& where = graft::simt::Where::current()) {
   const int lane = static_cast<int>(graft::simt::lane_here()), from = lane ^ bits;
   const bool inside = (from & ~(width - 1)) <= (lane & ~(width - 1));
   return graft::simt::take("__shfl_xor_sync", mask, value,
                            static_cast<unsigned>(inside ? from : lane), where);
 }
 template <class T>
-GRAFT_SIMT_PLAIN T __shfl_down_sync(
-    unsigned mask, T value, unsigned delta, int width = 32,
-    const graft::simt::Where& where = graft::simt::Where::current()) {
+GRAFT_SIMT_PLAIN T
+__shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                 const graft::simt::Where& where = graft::simt::Where::current()) {
   const unsigned lane = graft::simt::lane_here();
   const unsigned last = lane | static_cast<unsigned>(width - 1);
   return graft::simt::take("__shfl_down_sync", mask, value,
@@ -208,16 +212,14 @@ GRAFT_SIMT_PLAIN T __shfl_down_sync(
 }
 template <class T>
 GRAFT_SIMT_PLAIN T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                                  const graft::simt::Where& where =
-                                      graft::simt::Where::current()) {
+                                  const graft::simt::Where& where = graft::simt::Where::current()) {
   const unsigned lane = graft::simt::lane_here();
   const unsigned first = lane & ~static_cast<unsigned>(width - 1);
   return graft::simt::take("__shfl_up_sync", mask, value,
                            lane >= first + delta ? lane - delta : lane, where);
 }
 GRAFT_SIMT_PLAIN unsigned __ballot_sync(
-    unsigned mask, int predicate,
-    const graft::simt::Where& where = graft::simt::Where::current()) {
+    unsigned mask, int predicate, const graft::simt::Where& where = graft::simt::Where::current()) {
   return graft::simt::fold(
       "__ballot_sync", mask, predicate != 0, 0u,
       [](unsigned bits, bool set, unsigned lane) { return set ? bits | 1u << lane : bits; }, where);

@@ -2,9 +2,10 @@
 // but linked without its library: every load and store of a kernel calls a function of this file.
 //
 // For every four bytes of device and shared memory a Note says who wrote and who read them last.
-// Two accesses to the same bytes by different threads, at least one a write and not both atomic, race
-//   in one block   unless a __syncthreads() lies between them, or a __syncwarp() of their whole warp;
-//   in two blocks  of one launch: always.
+// Two accesses to the same bytes by different threads, at least one a write and not both atomic,
+// race
+//   in one block   unless a __syncthreads() lies between them, or a __syncwarp() of their whole
+//   warp; in two blocks  of one launch: always.
 // The rule does not depend on the order in which the simulator runs the threads, so one run tells.
 // Reading bytes that nobody has written since they were allocated (shared memory: since the block
 // began) is reported too, and so is an address that is not the device's.
@@ -68,7 +69,7 @@ class Notes {
 
  private:
   static constexpr int kPageBits = 12;
-  std::unordered_map<uintptr_t, std::vector<Note>> pages_;
+  std::unordered_map<uintptr_t, std::vector<Note> > pages_;
   uintptr_t last_page_ = ~uintptr_t{0};
   Note* last_ = nullptr;
 };
@@ -177,9 +178,9 @@ void on_write(Note& note, uint8_t mask, bool atomic, const Moment& now, const vo
       report("race between two blocks", data, code);
     }
     const bool same_epoch = note.read_epoch == now.block_epoch;
-    if (same_epoch &&
-        (note.read_by_warps || unordered(note.read_thread, note.read_epoch, note.read_warp_epoch, now) ||
-         (note.read_by_threads && note.read_warp_epoch == now.warp_epoch))) {
+    if (same_epoch && (note.read_by_warps ||
+                       unordered(note.read_thread, note.read_epoch, note.read_warp_epoch, now) ||
+                       (note.read_by_threads && note.read_warp_epoch == now.warp_epoch))) {
       report("race: a write over what another thread reads, no barrier between,", data, code);
     }
   }
@@ -269,13 +270,11 @@ extern "C" {
 using graft::simt::Kind;
 using graft::simt::on_access;
 
-#define GRAFT_ACCESS(size)                                                                     \
-  void __tsan_read##size(void* p) { on_access(p, size, Kind::read, false, GRAFT_CODE); }       \
-  void __tsan_write##size(void* p) { on_access(p, size, Kind::write, false, GRAFT_CODE); }     \
+#define GRAFT_ACCESS(size)                                                                        \
+  void __tsan_read##size(void* p) { on_access(p, size, Kind::read, false, GRAFT_CODE); }          \
+  void __tsan_write##size(void* p) { on_access(p, size, Kind::write, false, GRAFT_CODE); }        \
   void __tsan_volatile_read##size(void* p) { on_access(p, size, Kind::read, false, GRAFT_CODE); } \
-  void __tsan_volatile_write##size(void* p) {                                                  \
-    on_access(p, size, Kind::write, false, GRAFT_CODE);                                        \
-  }
+  void __tsan_volatile_write##size(void* p) { on_access(p, size, Kind::write, false, GRAFT_CODE); }
 GRAFT_ACCESS(1)
 GRAFT_ACCESS(2)
 GRAFT_ACCESS(4)
@@ -304,6 +303,8 @@ int __tsan_atomic32_fetch_add(volatile int* at, int value, int) {
 int __tsan_atomic32_fetch_sub(volatile int* at, int value, int) {
   return __atomic_fetch_sub(at, value, __ATOMIC_SEQ_CST);
 }
-int __tsan_atomic32_load(const volatile int* at, int) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
+int __tsan_atomic32_load(const volatile int* at, int) {
+  return __atomic_load_n(at, __ATOMIC_SEQ_CST);
+}
 }
 #endif

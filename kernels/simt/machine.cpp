@@ -295,14 +295,15 @@ std::string Machine::stuck() const {
     for (const auto& exchange : exchanges_[warp]) {
       if (exchange->arrived == exchange->mask) continue;
       meetings += text("; ", exchange->name, " in warp ", warp, " at ", place(exchange->where),
-                       " has mask 0x", std::hex, exchange->mask, " but only 0x",
-                       exchange->arrived, " arrived");
+                       " has mask 0x", std::hex, exchange->mask, " but only 0x", exchange->arrived,
+                       " arrived");
     }
   }
   const std::string head = text(name("block", block_), " cannot go on: ");
   if (waiting == 0) return head + meetings.substr(std::min<size_t>(2, meetings.size()));
   return text(head, waiting, " of ", slots_.size(), " threads wait at the barrier of ",
-              place(where), gone > 0 ? text(", ", gone, " have returned without it") : "", meetings);
+              place(where), gone > 0 ? text(", ", gone, " have returned without it") : "",
+              meetings);
 }
 
 Exchange* Machine::begin_exchange(const char* what, unsigned mask, const void* mine, size_t bytes,
@@ -318,8 +319,8 @@ Exchange* Machine::begin_exchange(const char* what, unsigned mask, const void* m
     if (candidate->arrived == candidate->mask) continue;  // over; its lanes are still reading
     if (candidate->mask == mask) exchange = candidate.get();
     if (candidate->mask != mask && (candidate->mask & mask) != 0) {
-      violation(text(what, " at ", place(where), " with mask 0x", std::hex, mask,
-                     " meets ", candidate->name, " with mask 0x", candidate->mask,
+      violation(text(what, " at ", place(where), " with mask 0x", std::hex, mask, " meets ",
+                     candidate->name, " with mask 0x", candidate->mask,
                      ": lanes that meet must name the same mask"));
     }
   }

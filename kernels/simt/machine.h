@@ -1,5 +1,6 @@
 // The simulated multiprocessor: runs the blocks of a grid one after another, each thread of a block
-// as a fiber, in an order that can be chosen; barriers and warp collectives with their rules checked.
+// as a fiber, in an order that can be chosen; barriers and warp collectives with their rules
+// checked.
 //
 // Everything here that kernels call is compiled without instrumentation, also in the build with the
 // race detector.
@@ -88,8 +89,8 @@ void set_order(Order order, uint64_t seed);
 // What the race detector knows of the running thread: accesses of two threads are ordered when a
 // barrier that both passed lies between them.
 struct Moment {
-  uint32_t run = 0;         // serial number of the block's run; never repeats
-  uint32_t first_run = 0;   // of the same launch
+  uint32_t run = 0;        // serial number of the block's run; never repeats
+  uint32_t first_run = 0;  // of the same launch
   uint32_t block_epoch = 0, warp_epoch = 0;
   uint32_t thread = 0;
 };

@@ -27,8 +27,8 @@ constexpr size_t kQuarantineBytes = size_t{8} << 20;
 class Heap {
  public:
   Heap() {
-    void* range = mmap(nullptr, kRangeBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                       -1, 0);
+    void* range =
+        mmap(nullptr, kRangeBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     GRAFT_CHECK(range != MAP_FAILED, "simulated device: no address space for its memory");
     madvise(range, kRangeBytes, MADV_DONTDUMP);
     // Huge pages: mprotect() then changes few entries of the page table.
@@ -81,8 +81,8 @@ class Heap {
       free_.emplace(size, oldest);
     }
     if (!intact) {
-      report_fault(text("simulated device: something wrote past the end of a block of ", bytes,
-                        " bytes"));
+      report_fault(
+          text("simulated device: something wrote past the end of a block of ", bytes, " bytes"));
     }
     return true;
   }

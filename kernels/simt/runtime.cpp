@@ -1,6 +1,6 @@
-// Streams, events, graphs and errors of the simulated device. Work is queued and runs as late as the
-// rules allow: when the host waits for it, or for something ordered after it. Between streams only
-// events order; the rest is drawn at random. So a missing wait shows.
+// Streams, events, graphs and errors of the simulated device. Work is queued and runs as late as
+// the rules allow: when the host waits for it, or for something ordered after it. Between streams
+// only events order; the rest is drawn at random. So a missing wait shows.
 #include "kernels/simt/runtime.h"
 
 #include <algorithm>
@@ -84,8 +84,8 @@ cudaError_t begin_call() {
   return cudaSuccess;
 }
 
-#define GRAFT_SIMT_CALL                                  \
-  const std::lock_guard lock(driver().mutex);            \
+#define GRAFT_SIMT_CALL                       \
+  const std::lock_guard lock(driver().mutex); \
   if (const cudaError_t error = begin_call(); error != cudaSuccess) return error
 
 bool ready(const Stream& stream) {
@@ -105,8 +105,9 @@ cudaError_t drain(const Done& done) {
       if (ready(*stream)) runnable.push_back(stream);
     }
     if (runnable.empty()) {
-      report_fault("simulated device: deadlock: every stream waits for an event that no queued "
-                   "work records");
+      report_fault(
+          "simulated device: deadlock: every stream waits for an event that no queued "
+          "work records");
       return failed(d.sticky);
     }
     Stream* stream = runnable[d.random() % runnable.size()];

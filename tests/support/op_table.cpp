@@ -253,8 +253,7 @@ class RowRun {
       omp_set_num_threads(threads);
       const Outcome again = run(wanted);
       omp_set_num_threads(all_threads);
-      compare_bits(first, again, text("with ", threads, " threads"),
-                   text("with ", all_threads));
+      compare_bits(first, again, text("with ", threads, " threads"), text("with ", all_threads));
     }
   }
 

@@ -57,8 +57,8 @@ Array map(const Array& x, const std::function<double(double)>& f);
 // f over two arrays with NumPy broadcasting.
 Array zip(const Array& a, const Array& b, const std::function<double(double, double)>& f);
 
-// Where rows run: the CPU, or with GRAFT_TEST_DEVICE=cuda in the environment a CUDA device, which may
-// be the simulated one.
+// Where rows run: the CPU, or with GRAFT_TEST_DEVICE=cuda in the environment a CUDA device, which
+// may be the simulated one.
 Device test_device();
 
 using Tensors = std::vector<Tensor>;
