@@ -62,7 +62,8 @@ void launch(const char* op, Grid grid, size_t shared_bytes, void (*kernel)(Param
                             Call{kernel, std::tuple<Params...>(static_cast<Params>(args)...)})},
                        stream());
 #else
-  kernel<<<grid.blocks, grid.threads, shared_bytes, stream()> > >(static_cast<Params>(args)...);
+  const cudaStream_t in_order = stream();
+  kernel<<<grid.blocks, grid.threads, shared_bytes, in_order> > >(static_cast<Params>(args)...);
 #endif
   check(cudaGetLastError(), op);
 }
