@@ -62,8 +62,9 @@ void launch(const char* op, Grid grid, size_t shared_bytes, void (*kernel)(Param
                             Call{kernel, std::tuple<Params...>(static_cast<Params>(args)...)})},
                        stream());
 #else
-  const cudaStream_t in_order = stream();
-  kernel<<<grid.blocks, grid.threads, shared_bytes, in_order> > >(static_cast<Params>(args)...);
+  // clang-format off
+  kernel<<<grid.blocks, grid.threads, shared_bytes, stream()>>>(static_cast<Params>(args)...);
+  // clang-format on
 #endif
   check(cudaGetLastError(), op);
 }
