@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/scratch.h"
 #include "kernels/device.h"
 
 namespace graft::cuda {
@@ -86,6 +87,22 @@ void fill_bytes(void* target, int value, size_t bytes, int device) {
   if (bytes == 0) return;
   select("fill", device);
   check(cudaMemsetAsync(target, value, bytes, stream()), "fill");
+}
+
+void* scratch(const char* op, size_t bytes) {
+  thread_local void* block = nullptr;
+  thread_local size_t size = 0;
+  if (bytes > size) {
+    // The old block stays: work that was recorded with it may run again. Doubling keeps the sum
+    // small.
+    const size_t wanted = std::max(bytes, 2 * size);
+    void* grown = allocate(wanted, 0);
+    GRAFT_CHECK(grown != nullptr, op, ": out of memory on cuda:0: ", wanted,
+                " bytes wanted for temporary results. Try a smaller batch.");
+    block = grown;
+    size = wanted;
+  }
+  return block;
 }
 
 cudaStream_t stream() { return cudaStreamLegacy; }
