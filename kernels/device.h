@@ -9,6 +9,8 @@ namespace graft::cuda {
 
 // Number of usable devices; 0 without a driver. Never throws.
 int device_count();
+// Throws Error, starting with `op`, unless the device can be used.
+void require_device(const char* op, int device);
 // Device memory, 256-byte aligned. Throws Error when there is no device; null when memory ran out.
 void* allocate(size_t bytes, int device);
 // Never throws: when the device is lost its memory is gone anyway.

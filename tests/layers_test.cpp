@@ -9,14 +9,23 @@
 #include "layers/models/zoo.h"
 #include "layers/norm.h"
 #include "tests/support/hashed_weights.h"
+#include "tests/support/test_device.h"
 
 using namespace graft;
+using test::test_device;
 
 namespace {
 
 Tensor image(int64_t batch, int64_t size, int64_t channels) {
   const std::vector<double> u = test::hashed("image", batch * size * size * channels);
-  return Tensor::of(std::vector<float>(u.begin(), u.end()), {batch, size, size, channels});
+  return Tensor::of(std::vector<float>(u.begin(), u.end()), {batch, size, size, channels})
+      .to(test_device());
+}
+
+std::shared_ptr<ImageModel> model_here(const std::string& architecture, RngKey key) {
+  std::shared_ptr<ImageModel> model = make_model(architecture, {.classes = 4}, key);
+  model->to(test_device());
+  return model;
 }
 
 double largest_difference(const Tensor& a, const Tensor& b) {
@@ -121,6 +130,8 @@ TEST_CASE("folded inference equals convolution and batch norm, and follows every
   Conv2d conv(3, 8, {.kernel = 3, .padding = 1, .bias = true}, RngKey{3});
   BatchNorm2d bn(8, 1e-3f);
   test::fill_with_hashed_weights(bn, {});
+  conv.to(test_device());
+  bn.to(test_device());
   conv.eval();
   bn.eval();
   const Tensor x = image(2, 9, 3), residual = image(2, 9, 8);
@@ -134,14 +145,14 @@ TEST_CASE("folded inference equals convolution and batch norm, and follows every
   compare();
   conv.weight.copy_from(mul(conv.weight, 0.5f).detach());
   compare();
-  bn.weight = Tensor::full({8}, 2.0f).set_requires_grad();
+  bn.weight = Tensor::full({8}, 2.0f, test_device()).set_requires_grad();
   compare();
   conv.bias.fill(-0.25f);
   compare();
 }
 
 TEST_CASE("a frozen prefix records nothing, also while gradients are on") {
-  const auto model = make_model("small_cnn", {.classes = 4}, {1});
+  const auto model = model_here("small_cnn", {1});
   for (const NamedTensor& entry : model->named_parameters()) {
     entry.tensor->set_requires_grad(entry.name.rfind("fc.", 0) == 0);
   }
@@ -158,7 +169,7 @@ TEST_CASE("a frozen prefix records nothing, also while gradients are on") {
 }
 
 TEST_CASE("frozen statistics stay put in training mode, live ones move") {
-  const auto model = make_model("small_cnn", {.classes = 4}, {1});
+  const auto model = model_here("small_cnn", {1});
   const StateDict before = model->state_dict();
   model->train();
   freeze_batch_norm(*model, true);
@@ -210,7 +221,7 @@ TEST_CASE("initial weights follow PyTorch's distributions and the key") {
 }
 
 TEST_CASE("EfficientNet-Lite's dropped paths depend on the step alone") {
-  const auto model = make_model("efficientnet_lite0", {.classes = 4}, {1});
+  const auto model = model_here("efficientnet_lite0", {1});
   freeze_batch_norm(*model, true);
   const NoGrad guard;
   const Tensor x = image(4, 32, 3);

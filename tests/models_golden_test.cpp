@@ -18,6 +18,7 @@
 #include "layers/models/convert.h"
 #include "layers/models/zoo.h"
 #include "tests/support/hashed_weights.h"
+#include "tests/support/test_device.h"
 
 using namespace graft;
 using Json = nlohmann::json;
@@ -86,8 +87,9 @@ void check_golden(const std::string& architecture) {
   const auto model =
       make_blank_model(architecture, {.classes = classes, .dropout = 0, .drop_path = 0});
   test::fill_with_hashed_weights(*model, golden["damped"]);
+  model->to(test::test_device());
   model->train(golden["train"]);
-  const Tensor x = input_of(golden);
+  const Tensor x = input_of(golden).to(test::test_device());
 
   std::vector<int64_t> target;
   for (int64_t i = 0; i < batch; ++i) target.push_back((7 * i + 3) % classes);
@@ -102,7 +104,7 @@ void check_golden(const std::string& architecture) {
   const Tensor logits = (*model)(x);
   const double logit_error = relative_error(logits.to_vector<float>(), wanted);
   CHECK_MESSAGE(logit_error < 1e-4, "logits ", logit_error);
-  const Tensor loss = cross_entropy(logits, Tensor::of(target));
+  const Tensor loss = cross_entropy(logits, Tensor::of(target).to(x.device()));
   CHECK(loss.item() == doctest::Approx(golden["loss"].get<double>()).epsilon(1e-4));
   backward(loss);
 

@@ -10,6 +10,7 @@
 #include "engine/io/weights.h"
 #include "kernels/error.h"
 #include "tests/support/pictures.h"
+#include "tests/support/test_device.h"
 #include "transfer/evaluation.h"
 #include "transfer/finetune.h"
 #include "transfer/freeze.h"
@@ -42,6 +43,7 @@ FinetuneOptions small_run(const fs::path& out) {
   options.epochs = 3;
   options.out = out;
   options.workers = 0;
+  options.device = test::test_device();
   return options;
 }
 

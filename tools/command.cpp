@@ -1,10 +1,12 @@
 #include "tools/command.h"
 
+#include <charconv>
 #include <cstdio>
 #include <iostream>
 #include <omp.h>
 #include <sstream>
 
+#include "kernels/device.h"
 #include "layers/models/zoo.h"
 
 namespace graft {
@@ -36,12 +38,16 @@ Device ComputeOptions::apply() const {
   if (device != "cuda" && device.rfind("cuda:", 0) != 0) {
     throw UsageError(text("--device: expected cpu, cuda or cuda:N, got \"", device, "\""));
   }
-  if (!kHasCuda) {
-    fail("--device ", device,
-         ": this build of graft has no CUDA backend; use --device cpu, or build ",
-         "with -DGRAFT_CUDA=ON on a machine with the CUDA toolkit");
+  Device chosen{Device::Kind::cuda, 0};
+  if (device != "cuda") {
+    const char *first = device.data() + 5, *last = device.data() + device.size();
+    const auto [end, error] = std::from_chars(first, last, chosen.index);
+    if (error != std::errc() || end != last || chosen.index < 0) {
+      throw UsageError(text("--device: expected cpu, cuda or cuda:N, got \"", device, "\""));
+    }
   }
-  fail("--device ", device, ": the models cannot run on CUDA devices yet; use --device cpu");
+  cuda::require_device(text("--device ", device).c_str(), chosen.index);
+  return chosen;
 }
 
 CLI::Validator known_architecture() {

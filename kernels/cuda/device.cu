@@ -7,18 +7,17 @@
 #include "kernels/device.h"
 
 namespace graft::cuda {
-namespace {
 
-void select(const char* op, int device) {
+void require_device(const char* op, int device) {
   int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) cudaGetLastError();  // clears it
 #ifdef GRAFT_SIMT
-  GRAFT_CHECK(device_count() > 0, op,
+  GRAFT_CHECK(status != cudaErrorNoDevice, op,
               ": this build of graft has no CUDA backend: use --device cpu, or build with nvcc on "
               "PATH. (With GRAFT_SIMULATED_GPU=1 in the environment a simulated device takes its "
               "place: for tests, thousands of times slower.)");
 #endif
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess) cudaGetLastError();  // clears it
   GRAFT_CHECK(status == cudaSuccess && count > 0, op, ": no usable CUDA device (",
               cudaGetErrorString(status),
               "). Check with nvidia-smi that the NVIDIA driver is installed, or use --device cpu.");
@@ -26,8 +25,6 @@ void select(const char* op, int device) {
               "; choose the GPU with the environment variable CUDA_VISIBLE_DEVICES=", device);
   check(cudaSetDevice(device), op);
 }
-
-}  // namespace
 
 int device_count() {
   int count = 0;
@@ -57,7 +54,7 @@ void reset_simulated_device() {
 }
 
 void* allocate(size_t bytes, int device) {
-  select("allocate", device);
+  require_device("allocate", device);
   void* data = nullptr;
   const cudaError_t status = cudaMalloc(&data, bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -75,7 +72,7 @@ void release(void* data, int) {
 void copy(void* target, Device target_device, const void* source, Device source_device,
           size_t bytes) {
   if (bytes == 0) return;
-  select("copy", (target_device.is_cpu() ? source_device : target_device).index);
+  require_device("copy", (target_device.is_cpu() ? source_device : target_device).index);
   const cudaMemcpyKind kind = target_device.is_cpu()   ? cudaMemcpyDeviceToHost
                               : source_device.is_cpu() ? cudaMemcpyHostToDevice
                                                        : cudaMemcpyDeviceToDevice;
@@ -85,7 +82,7 @@ void copy(void* target, Device target_device, const void* source, Device source_
 
 void fill_bytes(void* target, int value, size_t bytes, int device) {
   if (bytes == 0) return;
-  select("fill", device);
+  require_device("fill", device);
   check(cudaMemsetAsync(target, value, bytes, stream()), "fill");
 }
 

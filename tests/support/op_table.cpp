@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <omp.h>
@@ -310,17 +309,6 @@ class RowRun {
 };
 
 }  // namespace
-
-Device test_device() {
-  static const Device device = [] {
-    const char* wish = std::getenv("GRAFT_TEST_DEVICE");
-    if (wish == nullptr || std::string(wish) == "cpu") return kCpu;
-    GRAFT_CHECK(std::string(wish) == "cuda" && cuda::device_count() > 0, "GRAFT_TEST_DEVICE=", wish,
-                ": there is no such device");
-    return Device{Device::Kind::cuda, 0};
-  }();
-  return device;
-}
 
 Tolerance accumulating(int64_t length) {
   const double growth = std::sqrt(static_cast<double>(std::max<int64_t>(1, length)));

@@ -35,6 +35,7 @@
 #include "engine/autograd.h"
 #include "engine/ops.h"
 #include "engine/tensor.h"
+#include "tests/support/test_device.h"
 
 namespace graft::test {
 
@@ -56,10 +57,6 @@ Shape unravel(int64_t element, const Shape& shape);
 Array map(const Array& x, const std::function<double(double)>& f);
 // f over two arrays with NumPy broadcasting.
 Array zip(const Array& a, const Array& b, const std::function<double(double, double)>& f);
-
-// Where rows run: the CPU, or with GRAFT_TEST_DEVICE=cuda in the environment a CUDA device, which
-// may be the simulated one.
-Device test_device();
 
 using Tensors = std::vector<Tensor>;
 using Arrays = std::vector<Array>;
