@@ -20,4 +20,4 @@ inline void check_cpu(Device device, const char* op) {
 
 #define GRAFT_CPU_KERNEL(kernel, device, op) (::graft::check_cpu(device, op), ::graft::cpu::kernel)
 #define GRAFT_KERNEL(kernel, device, op) \
-  ((device).is_cpu() ? ::graft::cpu::kernel : ::graft::cuda::kernel)
+  (static_cast<void>(op), (device).is_cpu() ? ::graft::cpu::kernel : ::graft::cuda::kernel)

@@ -88,6 +88,12 @@ const std::vector<Case> kCases{
     {{3, 1003, 41}, {1}},
     {{2, 9, 4099}, {1}},  // wide rows
     {{20, 41, 53}, {0, 2}},
+    {{3, 5, 8}, {1}},  // sizes that vector loads like
+    {{5, 12}, {1}},
+    {{3, 1028}, {1}},
+    {{2, 5, 1028}, {1}},
+    {{2, 4101, 12}, {1}},
+    {{2, 50000}, {1}},
 };
 
 using ReduceOp = Tensor (*)(const Tensor&, const Axes&, bool);
@@ -199,6 +205,7 @@ TEST_CASE("argmax") {
                                             {kNan, kInf},
                                             {1, kNan, kNan},
                                             {-kInf, -kInf},
+                                            {-1, -0.0, 0.0},
                                             {0, kInf, kInf}}) {
     op_row(
         "argmax", {given(values).frozen()}, [](const Tensors& in) { return argmax(in[0]); },

@@ -22,12 +22,13 @@ struct Largest {
   }
 };
 
-// f over the 32 lanes, which must all be there; every lane gets the result. f is associative and
-// commutative but for rounding; every lane combines in the same tree, so all get the same bits.
+// f over the 32 lanes, which must all be there, or over each group of `lanes` neighbours (a power
+// of two); every lane gets its group's result. f is associative and commutative but for rounding;
+// every lane combines in the same tree, so all get the same bits.
 template <class T, class F>
-__device__ T warp_reduce(T value, F f) {
-  for (int distance = 16; distance > 0; distance /= 2) {
-    value = f(value, __shfl_xor_sync(kFullWarp, value, distance));
+__device__ T warp_reduce(T value, F f, unsigned lanes = 32) {
+  for (unsigned distance = lanes / 2; distance > 0; distance /= 2) {
+    value = f(value, __shfl_xor_sync(kFullWarp, value, static_cast<int>(distance)));
   }
   return value;
 }
