@@ -59,7 +59,8 @@ void launch(const char* op, Grid grid, size_t shared_bytes, void (*kernel)(Param
   };
   simt::enqueue_launch({op, grid.blocks, grid.threads, shared_bytes, &Call::invoke,
                         std::make_shared<const Call>(
-                            Call{kernel, std::tuple<Params...>(static_cast<Params>(args)...)})},
+                            Call{kernel, std::tuple<Params...>(static_cast<Params>(args)...)}),
+                        reinterpret_cast<const void*>(kernel)},
                        stream());
 #else
   // clang-format off

@@ -182,12 +182,16 @@ GRAFT_SIMT_PLAIN R fold(const char* name, unsigned mask, T mine, R result, F f,
   return result;
 }
 GRAFT_SIMT_PLAIN unsigned lane_here() { return here().lane(); }
+GRAFT_SIMT_PLAIN void check_width(const char* name, int width) {
+  if (width < 1 || width > kWarpSize || (width & (width - 1)) != 0) bad_width(name, width);
+}
 
 }  // namespace graft::simt
 
 template <class T>
 GRAFT_SIMT_PLAIN T __shfl_sync(unsigned mask, T value, int source, int width = 32,
                                const graft::simt::Where& where = graft::simt::Where::current()) {
+  graft::simt::check_width("__shfl_sync", width);
   const int lane = static_cast<int>(graft::simt::lane_here());
   const int from = (lane & ~(width - 1)) | (source & (width - 1));
   return graft::simt::take("__shfl_sync", mask, value, static_cast<unsigned>(from), where);
@@ -196,6 +200,7 @@ template <class T>
 GRAFT_SIMT_PLAIN T
 __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
                 const graft::simt::Where& where = graft::simt::Where::current()) {
+  graft::simt::check_width("__shfl_xor_sync", width);
   const int lane = static_cast<int>(graft::simt::lane_here()), from = lane ^ bits;
   const bool inside = (from & ~(width - 1)) <= (lane & ~(width - 1));
   return graft::simt::take("__shfl_xor_sync", mask, value,
@@ -205,6 +210,7 @@ template <class T>
 GRAFT_SIMT_PLAIN T
 __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
                  const graft::simt::Where& where = graft::simt::Where::current()) {
+  graft::simt::check_width("__shfl_down_sync", width);
   const unsigned lane = graft::simt::lane_here();
   const unsigned last = lane | static_cast<unsigned>(width - 1);
   return graft::simt::take("__shfl_down_sync", mask, value,
@@ -213,6 +219,7 @@ __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
 template <class T>
 GRAFT_SIMT_PLAIN T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
                                   const graft::simt::Where& where = graft::simt::Where::current()) {
+  graft::simt::check_width("__shfl_up_sync", width);
   const unsigned lane = graft::simt::lane_here();
   const unsigned first = lane & ~static_cast<unsigned>(width - 1);
   return graft::simt::take("__shfl_up_sync", mask, value,

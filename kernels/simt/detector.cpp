@@ -27,6 +27,7 @@ namespace graft::simt {
 
 void note_written(const void*, size_t) {}
 void note_copied(void*, const void*, size_t) {}
+bool note_taken(const void*, size_t) { return true; }
 void note_fresh(const void*, size_t) {}
 void note_pending(const void*, size_t) {}
 void note_arrived(const void*, const void*, size_t, size_t) {}
@@ -121,7 +122,8 @@ std::string source_line(const void* address) {
 
 [[noreturn]] __attribute__((noinline)) void report(const char* what, const void* data,
                                                    const void* code) {
-  violation(text(what, shared_memory().holds(data) ? " in shared memory" : " in device memory",
+  violation(text("detector: ", what,
+                 shared_memory().holds(data) ? " in shared memory" : " in device memory",
                  source_line(code)));
 }
 
@@ -192,12 +194,12 @@ void on_write(Note& note, uint8_t mask, bool atomic, const Moment& now, const vo
   note.written |= mask;
 }
 
-// The program's own constants: tables that kernels may read.
+// The program's own constants: tables that kernels may read. Its variables begin behind them.
 bool is_constant(const void* data) {
   extern const char program_begin __asm__("__executable_start");
-  extern const char program_end __asm__("_end");
+  extern const char variables_begin __asm__("__data_start");
   const auto* p = static_cast<const char*>(data);
-  return p >= &program_begin && p < &program_end;
+  return p >= &program_begin && p < &variables_begin;
 }
 
 enum class Kind { read, write };
@@ -209,7 +211,10 @@ void on_access(const void* data, size_t bytes, Kind kind, bool atomic, const voi
     if (stack_memory().holds(data) || (kind == Kind::read && is_constant(data))) return;
     report("an address that is not the device's", data, code);
   }
-  if (!shared && !device_owns(data, bytes)) report("an address outside every block", data, code);
+  if (shared ? !shared_owns(data, bytes) : !device_owns(data, bytes)) {
+    report(shared ? "an address outside every variable" : "an address outside every block", data,
+           code);
+  }
   const Moment& now = moment();
   each_note(data, bytes, [&](Note& note, uint8_t mask) {
     if (kind == Kind::read || atomic) on_read(note, mask, atomic, now, data, code);
@@ -217,8 +222,22 @@ void on_access(const void* data, size_t bytes, Kind kind, bool atomic, const voi
   });
 }
 
+// An access that the compiler takes to be aligned to its size.
+void on_aligned(const void* data, size_t bytes, Kind kind, const void* code) {
+  if (in_kernel() && reinterpret_cast<uintptr_t>(data) % bytes != 0) {
+    report("a misaligned address", data, code);
+  }
+  on_access(data, bytes, kind, false, code);
+}
+
 }  // namespace
 
+bool note_taken(const void* data, size_t bytes) {
+  bool whole = true;
+  each_note(data, bytes,
+            [&](Note& note, uint8_t mask) { whole = whole && (note.written & mask) == mask; });
+  return whole;
+}
 void note_written(const void* data, size_t bytes) {
   each_note(data, bytes, [](Note& note, uint8_t mask) {
     note.written |= mask;
@@ -269,12 +288,13 @@ void note_atomic(const void* data, size_t bytes) {
 extern "C" {
 using graft::simt::Kind;
 using graft::simt::on_access;
+using graft::simt::on_aligned;
 
-#define GRAFT_ACCESS(size)                                                                        \
-  void __tsan_read##size(void* p) { on_access(p, size, Kind::read, false, GRAFT_CODE); }          \
-  void __tsan_write##size(void* p) { on_access(p, size, Kind::write, false, GRAFT_CODE); }        \
-  void __tsan_volatile_read##size(void* p) { on_access(p, size, Kind::read, false, GRAFT_CODE); } \
-  void __tsan_volatile_write##size(void* p) { on_access(p, size, Kind::write, false, GRAFT_CODE); }
+#define GRAFT_ACCESS(size)                                                                  \
+  void __tsan_read##size(void* p) { on_aligned(p, size, Kind::read, GRAFT_CODE); }          \
+  void __tsan_write##size(void* p) { on_aligned(p, size, Kind::write, GRAFT_CODE); }        \
+  void __tsan_volatile_read##size(void* p) { on_aligned(p, size, Kind::read, GRAFT_CODE); } \
+  void __tsan_volatile_write##size(void* p) { on_aligned(p, size, Kind::write, GRAFT_CODE); }
 GRAFT_ACCESS(1)
 GRAFT_ACCESS(2)
 GRAFT_ACCESS(4)

@@ -84,6 +84,7 @@ class Machine {
   }
   const Moment& moment() const { return moment_; }
   Range shared_memory() const { return {arena_, arena_ + kArenaBytes}; }
+  bool shared_owns(const char* data, size_t bytes) const;
   Range stack_memory() const {
     const Fiber& fiber = *slots_[context_->index].fiber;
     return {fiber.memory(), fiber.memory() + Fiber::kStackBytes};
@@ -380,6 +381,11 @@ void* Machine::shared_variable(const void* key, size_t bytes, size_t alignment) 
     violation(text("declares ", static_bytes_, " bytes of static shared memory, the limit is ",
                    kStaticSharedBytes));
   }
+  const size_t most = launch_->more_shared_memory ? kSharedBytes : kStaticSharedBytes;
+  if (static_bytes_ + launch_->dynamic_shared_bytes > most) {
+    violation(text("uses ", static_bytes_, " bytes of static and ", launch_->dynamic_shared_bytes,
+                   " of dynamic shared memory, the limit of both is ", most));
+  }
   if (begin + bytes + kRedZone > kArenaBytes) violation("uses too much shared memory");
   char* data = arena_ + begin;
   arena_used_ = begin + bytes + kRedZone;
@@ -389,6 +395,13 @@ void* Machine::shared_variable(const void* key, size_t bytes, size_t alignment) 
   dirty_bytes_ = arena_used_;
   variables_.push_back({key, data, bytes});
   return data;
+}
+
+bool Machine::shared_owns(const char* data, size_t bytes) const {
+  if (data + bytes <= arena_ + launch_->dynamic_shared_bytes) return true;
+  return std::any_of(variables_.begin(), variables_.end(), [&](const Variable& variable) {
+    return data >= variable.data && data + bytes <= variable.data + variable.bytes;
+  });
 }
 
 void Machine::copy_async(void* target, const void* source, size_t bytes, size_t source_bytes) {
@@ -442,6 +455,9 @@ const Thread& here() { return machine().thread(); }
 bool in_kernel() { return machine().running(); }
 void run_grid(const Launch& launch) { machine().run_grid(launch); }
 void violation(std::string what) { machine().violation(std::move(what)); }
+void bad_width(const char* shuffle, int width) {
+  violation(text(shuffle, " of width ", width, "; 1, 2, 4, 8, 16 and 32 exist"));
+}
 std::string position() {
   const Thread& at = here();
   return name("block", at.block) + " " + name("thread", at.thread);
@@ -469,9 +485,15 @@ void copy_async(void* target, const void* source, size_t bytes, size_t source_by
 }
 void commit_copies() { machine().commit_copies(); }
 void wait_copies(size_t groups) { machine().wait_copies(groups); }
-void set_order(Order order, uint64_t seed) { machine().set_order(order, seed); }
+void set_order(Order order, uint64_t seed) {
+  machine().set_order(order, seed);
+  seed_streams(seed);
+}
 const Moment& moment() { return machine().moment(); }
 Range shared_memory() { return machine().shared_memory(); }
+bool shared_owns(const void* data, size_t bytes) {
+  return machine().shared_owns(static_cast<const char*>(data), bytes);
+}
 Range stack_memory() { return machine().stack_memory(); }
 
 }  // namespace graft::simt

@@ -40,6 +40,8 @@ struct Launch {
   // One thread's work: invoke(parameters.get()).
   void (*invoke)(const void* parameters) = nullptr;
   std::shared_ptr<const void> parameters;
+  const void* kernel = nullptr;     // whose cudaFuncSetAttribute counts
+  bool more_shared_memory = false;  // asked for with it; set by enqueue_launch()
 };
 // Runs a whole grid. A violated rule ends it and becomes the device's sticky error (runtime.h).
 void run_grid(const Launch& launch);
@@ -47,6 +49,7 @@ void run_grid(const Launch& launch);
 // Ends the running grid because device code broke a rule. By value: the frames of an abandoned
 // thread are never unwound, so nothing there may own memory.
 [[noreturn]] void violation(std::string what);
+[[noreturn]] void bad_width(const char* shuffle, int width);
 // "block (1, 0, 0) thread (32, 0, 0)": where we are.
 std::string position();
 
@@ -81,8 +84,9 @@ void commit_copies();
 // Until at most `groups` of this thread's committed groups are still under way.
 void wait_copies(size_t groups);
 
-// The order in which blocks, and threads within a block, take their turns. A kernel that
-// synchronises as it should gives the same result in every order.
+// The order in which blocks, and threads within a block, take their turns; the seed also draws the
+// order between streams. A kernel that synchronises as it should gives the same result in every
+// order.
 enum class Order { forward, reverse, random };
 void set_order(Order order, uint64_t seed);
 
@@ -101,6 +105,8 @@ struct Range {
   bool holds(const void* p) const { return p >= begin && p < end; }
 };
 Range shared_memory();
+// Whether all of it lies in one shared variable of the running block, or in its dynamic part.
+bool shared_owns(const void* data, size_t bytes);
 Range stack_memory();
 
 }  // namespace graft::simt

@@ -70,6 +70,7 @@ class Heap {
       const auto* begin = static_cast<const unsigned char*>(data);
       __asan_unpoison_memory_region(data, room);
       intact = std::all_of(begin + bytes, begin + room, [](auto b) { return b == 0xFF; });
+      std::memset(data, 0xFF, bytes);  // who still reads it reads NaN
       __asan_poison_memory_region(data, room);
     }
     quarantine_.emplace_back(static_cast<char*>(data), room);

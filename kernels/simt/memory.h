@@ -33,6 +33,8 @@ class Unlocked {
 // Copies and fills write whole ranges.
 void note_written(const void* data, size_t bytes);
 void note_copied(void* target, const void* source, size_t bytes);
+// The host takes this range: false when nobody has written all of it.
+bool note_taken(const void* data, size_t bytes);
 // Fresh memory: nobody has written it.
 void note_fresh(const void* data, size_t bytes);
 // The running thread has issued an asynchronous copy to this place; it happens at note_arrived().

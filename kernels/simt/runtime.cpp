@@ -12,6 +12,7 @@
 #include <random>
 #include <set>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "kernels/error.h"
@@ -21,6 +22,7 @@ namespace graft::simt {
 
 struct Event {
   uint64_t recorded = 0, reached = 0;  // how often record() was called, and how far work came
+  bool captured = false;               // recorded last while its stream was captured
 };
 
 // One queued piece of work. A wait is ready when its event has been reached.
@@ -37,6 +39,8 @@ struct Graph {
 struct Stream {
   std::deque<Operation> queue;
   Graph* capture = nullptr;  // not null while capturing
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+  bool spoiled = false;  // the capture, by a call that it does not allow
 };
 
 namespace {
@@ -144,6 +148,25 @@ cudaError_t enqueue(Stream* stream, Operation operation) {
 }
 
 bool capturing(const Stream* stream) { return stream->capture != nullptr; }
+
+// Calls that a capture forbids, on whatever stream they are: they fail and spoil it. Allocation is
+// `tolerated` by a relaxed one.
+cudaError_t forbid_while_capturing(bool tolerated) {
+  cudaError_t error = cudaSuccess;
+  for (Stream* stream : driver().streams) {
+    if (!capturing(stream) || (tolerated && stream->mode == cudaStreamCaptureModeRelaxed)) continue;
+    stream->spoiled = true;
+    error = failed(cudaErrorStreamCaptureUnsupported);
+  }
+  return error;
+}
+cudaError_t spoil(Stream* stream) {
+  stream->spoiled = true;
+  return failed(cudaErrorStreamCaptureUnsupported);
+}
+#define GRAFT_SIMT_NOT_CAPTURING(tolerated)                                              \
+  if (const cudaError_t error = forbid_while_capturing(tolerated); error != cudaSuccess) \
+  return error
 bool is_pinned(const void* data, size_t bytes) {
   Driver& d = driver();
   auto* begin = const_cast<char*>(static_cast<const char*>(data));
@@ -157,6 +180,10 @@ void move_bytes(void* target, const void* source, size_t bytes, cudaMemcpyKind k
   std::memmove(target, source, bytes);
   if (kind == cudaMemcpyHostToDevice) note_written(target, bytes);
   if (kind == cudaMemcpyDeviceToDevice) note_copied(target, source, bytes);
+  if (kind == cudaMemcpyDeviceToHost && !note_taken(source, bytes)) {
+    report_fault(text("simulated device: detector: a copy to the host of ", bytes,
+                      " bytes that nobody has written, or not all of them"));
+  }
 }
 
 }  // namespace
@@ -179,6 +206,13 @@ void enqueue_launch(Launch launch, cudaStream_t stream) {
     failed(cudaErrorInvalidConfiguration);
     return;
   }
+  const auto allowed = d.allowed_shared.find(launch.kernel);
+  launch.more_shared_memory = allowed != d.allowed_shared.end();
+  if (launch.dynamic_shared_bytes >
+      std::max(kStaticSharedBytes, launch.more_shared_memory ? allowed->second : 0)) {
+    failed(cudaErrorInvalidValue);
+    return;
+  }
   auto shared = std::make_shared<const Launch>(std::move(launch));
   enqueue(stream, {[shared] { run_grid(*shared); }});
 }
@@ -192,9 +226,13 @@ void reset_device() {
   const std::lock_guard lock(d.mutex);
   for (Stream* stream : d.streams) {
     stream->queue.clear();
-    stream->capture = nullptr;
+    delete std::exchange(stream->capture, nullptr);
+    stream->spoiled = false;
   }
-  for (Event* event : d.events) event->reached = event->recorded;
+  for (Event* event : d.events) {
+    event->reached = event->recorded;
+    event->captured = false;
+  }
   d.last = d.sticky = cudaSuccess;
   d.fault.clear();
   d.calls_until_failure = 0;
@@ -205,6 +243,10 @@ void fail_call(int64_t nth, cudaError_t error, bool lost) {
   d.calls_until_failure = nth;
   d.injected = error;
   d.injected_is_sticky = lost;
+}
+void seed_streams(uint64_t seed) {
+  const std::lock_guard lock(driver().mutex);
+  driver().random.seed(seed);
 }
 const std::string& last_fault() { return driver().fault; }
 
@@ -304,17 +346,20 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 cudaError_t cudaDeviceSynchronize() {
   GRAFT_SIMT_CALL;
+  GRAFT_SIMT_NOT_CAPTURING(false);
   return drain_all();
 }
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
   GRAFT_SIMT_CALL;
+  GRAFT_SIMT_NOT_CAPTURING(true);
   *data = device_allocate(bytes);
   return *data != nullptr ? cudaSuccess : failed(cudaErrorMemoryAllocation);
 }
 cudaError_t cudaFree(void* data) {
   GRAFT_SIMT_CALL;
   if (data == nullptr) return cudaSuccess;
+  GRAFT_SIMT_NOT_CAPTURING(true);
   if (const cudaError_t error = drain_all(); error != cudaSuccess) return error;
   if (device_free(data)) return driver().sticky;
   report_fault("simulated device: cudaFree of what is not the start of a live block");
@@ -322,6 +367,7 @@ cudaError_t cudaFree(void* data) {
 }
 cudaError_t cudaMallocHost(void** data, size_t bytes) {
   GRAFT_SIMT_CALL;
+  GRAFT_SIMT_NOT_CAPTURING(true);
   *data = std::malloc(std::max<size_t>(bytes, 1));
   if (*data == nullptr) return failed(cudaErrorMemoryAllocation);
   driver().pinned.emplace(static_cast<char*>(*data), bytes);
@@ -329,6 +375,7 @@ cudaError_t cudaMallocHost(void** data, size_t bytes) {
 }
 cudaError_t cudaFreeHost(void* data) {
   GRAFT_SIMT_CALL;
+  GRAFT_SIMT_NOT_CAPTURING(true);
   if (const cudaError_t error = drain_all(); error != cudaSuccess) return error;
   if (driver().pinned.erase(static_cast<char*>(data)) == 0) return failed(cudaErrorInvalidValue);
   std::free(data);
@@ -350,8 +397,11 @@ cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cuda
       (!to_device && in_device_range(target)) || (!from_device && in_device_range(source))) {
     return failed(cudaErrorInvalidValue);
   }
+  const void* host = to_device ? source : target;
+  if (to_device != from_device && capturing(stream) && !is_pinned(host, bytes)) {
+    return spoil(stream);
+  }
   if (kind == cudaMemcpyHostToDevice && !is_pinned(source, bytes)) {
-    if (capturing(stream)) return failed(cudaErrorStreamCaptureUnsupported);
     // Pageable memory is read before the call returns.
     const auto* first = static_cast<const char*>(source);
     auto staged = std::make_shared<const std::vector<char>>(first, first + bytes);
@@ -384,12 +434,15 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   GRAFT_SIMT_CALL;
   if (driver().streams.count(stream) == 0) return failed(cudaErrorInvalidResourceHandle);
-  if (capturing(stream)) return failed(cudaErrorStreamCaptureUnsupported);
+  if (capturing(stream)) return spoil(stream);
   return drain([=] { return stream->queue.empty(); });
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   GRAFT_SIMT_CALL;
+  if (driver().events.count(event) == 0) return failed(cudaErrorInvalidResourceHandle);
   if (event->recorded == 0) return cudaSuccess;
+  // CUDA would make the stream part of the capture; graft captures one stream at a time.
+  if (event->captured && !capturing(stream)) return failed(cudaErrorStreamCaptureUnsupported);
   return enqueue(stream, {{}, event, event->recorded});
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
@@ -407,28 +460,35 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   GRAFT_SIMT_CALL;
+  if (driver().events.count(event) == 0) return failed(cudaErrorInvalidResourceHandle);
+  event->captured = driver().streams.count(stream) > 0 && capturing(stream);
   const uint64_t generation = ++event->recorded;
   return enqueue(stream, {[=] { event->reached = generation; }});
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   GRAFT_SIMT_CALL;
+  if (driver().events.count(event) == 0) return failed(cudaErrorInvalidResourceHandle);
+  if (event->captured) return failed(cudaErrorStreamCaptureUnsupported);
   return drain([=, wanted = event->recorded] { return event->reached >= wanted; });
 }
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
   GRAFT_SIMT_CALL;
   if (stream == cudaStreamLegacy || capturing(stream)) {
     return failed(cudaErrorStreamCaptureUnsupported);
   }
   stream->capture = new Graph;
+  stream->mode = mode;
+  stream->spoiled = false;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   GRAFT_SIMT_CALL;
   if (!capturing(stream)) return failed(cudaErrorStreamCaptureInvalidated);
-  *graph = stream->capture;
-  stream->capture = nullptr;
-  return cudaSuccess;
+  *graph = std::exchange(stream->capture, nullptr);
+  if (!stream->spoiled) return cudaSuccess;
+  delete std::exchange(*graph, nullptr);
+  return failed(cudaErrorStreamCaptureInvalidated);
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long) {
@@ -460,10 +520,4 @@ cudaError_t graft_simt_allow_shared(const void* kernel, size_t bytes) {
   if (bytes > kSharedBytes) return failed(cudaErrorInvalidValue);
   driver().allowed_shared[kernel] = bytes;
   return cudaSuccess;
-}
-bool graft_simt_shared_allowed(const void* kernel, size_t bytes) {
-  const std::lock_guard lock(driver().mutex);
-  if (bytes <= kStaticSharedBytes) return true;
-  const auto found = driver().allowed_shared.find(kernel);
-  return found != driver().allowed_shared.end() && bytes <= found->second;
 }

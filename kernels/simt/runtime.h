@@ -26,6 +26,8 @@ void plug_in_device(bool on);
 void reset_device();
 // The API call with this number (counting from 1 now) returns `error`; sticky when `lost`.
 void fail_call(int64_t nth, cudaError_t error, bool lost);
+// Draws the order between streams anew.
+void seed_streams(uint64_t seed);
 // What broke so far, newest last; reset_device() empties it.
 const std::string& last_fault();
 
