@@ -1,10 +1,13 @@
 #include "tools/command.h"
 
 #include <charconv>
+#include <csignal>
 #include <cstdio>
 #include <iostream>
 #include <omp.h>
+#include <poll.h>
 #include <sstream>
+#include <unistd.h>
 
 #include "kernels/device.h"
 #include "layers/models/zoo.h"
@@ -66,7 +69,16 @@ CLI::Validator known_architecture() {
 void print_json(const nlohmann::ordered_json& value) {
   // Bytes that are not UTF-8 (file names may hold any) are replaced rather than thrown on.
   std::cout << value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n';
-  GRAFT_CHECK(std::cout.good(), "stdout: cannot be written; is the disk full or the pipe closed?");
+  flush_stdout();
+}
+
+void flush_stdout() {
+  std::cout.flush();
+  if (std::cout.good()) return;
+  pollfd out{STDOUT_FILENO, POLLOUT, 0};
+  const bool reader_left = poll(&out, 1, 0) == 1 && (out.revents & POLLERR) != 0;
+  if (reader_left) throw Exit{128 + SIGPIPE};  // head, for instance, has enough
+  fail("stdout: cannot be written; is the disk full?");
 }
 
 }  // namespace graft

@@ -66,5 +66,7 @@ CLI::Validator known_architecture();
 
 // Writes one compact line to stdout. Throws when stdout cannot be written (disk full).
 void print_json(const nlohmann::ordered_json& value);
+// Throws when stdout cannot be written; Exit, without a word, when its reader has gone.
+void flush_stdout();
 
 }  // namespace graft

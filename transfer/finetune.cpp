@@ -25,6 +25,11 @@ void describe(const TaskData& data, Observer& observer) {
   observer.message(text(data.split.train.size(), " to train, ", data.split.held_out.size(),
                         " to validate", data.left_out ? text(", ", data.left_out, " left out") : "",
                         " (", data.split_source, ")"));
+  if (data.split.held_out.empty()) {
+    observer.message(
+        "nothing is held out: no epoch can be judged, and the last one counts as the "
+        "best");
+  }
   if (!data.skipped.empty()) {
     observer.message(text(data.skipped.size(), " files are not images and are skipped, such as ",
                           data.skipped.front()));

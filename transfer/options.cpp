@@ -1,5 +1,6 @@
 #include "transfer/options.h"
 
+#include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -176,6 +177,14 @@ Json as_json(const std::filesystem::path& path) {
   return path.empty() ? Json("") : Json(std::filesystem::absolute(path).string());
 }
 Json as_json(Device device) { return text(device); }
+// The shortest decimal that reads back as the same float: 0.0005, not 0.0005000000237487257.
+Json as_json(float value) {
+  char digits[32];
+  const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
+  double shortest = 0;
+  std::from_chars(digits, end, shortest);
+  return shortest;
+}
 template <class T>
 Json as_json(const T& value) {
   if constexpr (std::is_enum_v<T>) {

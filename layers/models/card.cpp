@@ -62,6 +62,11 @@ StateDict state_of(const WeightFile& file) {
 
 WeightFile read_converted(const std::filesystem::path& path, ModelCard& card) {
   WeightFile file = read_weights(path);
+  for (const FileTensor& entry : file.tensors) {
+    GRAFT_CHECK(!entry.name.starts_with("model/"), path.string(),
+                ": holds the state of a training run, not a model; use best.safetensors or "
+                "last.safetensors beside it");
+  }
   try {
     card = card_of(file);
   } catch (const Error& error) {
