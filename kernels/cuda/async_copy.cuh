@@ -3,6 +3,8 @@
 // that.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #ifdef GRAFT_SIMT
 #include "kernels/simt/machine.h"
 #endif
