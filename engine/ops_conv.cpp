@@ -87,7 +87,7 @@ Tensor forward(const char* op, const ConvShape& s, const Tensor& x, const Tensor
   if (y.numel() == 0) return y;
   if (s.depthwise()) {
     Tensor scratch = depthwise_memory(s, x.device());
-    GRAFT_CPU_KERNEL(depthwise_forward, x.device(), op)
+    GRAFT_KERNEL(depthwise_forward, x.device(), op)
     (s, y.mutable_data<float>(), x.data<float>(), weight.data<float>(), data_or_null(bias),
      residual.defined() ? Activation::none : activation, scratch.mutable_data<float>());
     if (!residual.defined()) return y;
@@ -96,11 +96,11 @@ Tensor forward(const char* op, const ConvShape& s, const Tensor& x, const Tensor
     if (activation == Activation::relu) return relu(y);
     return activation == Activation::relu6 ? relu6(y) : y;
   }
-  const LibraryPlan plan = GRAFT_CPU_KERNEL(conv_forward_plan, x.device(), op)(
+  const LibraryPlan plan = GRAFT_KERNEL(conv_forward_plan, x.device(), op)(
       s, {bias.defined(), residual.defined(), activation});
   const LibraryWeight packed = library_weight(weight, plan, keep);
   const Storage scratch(plan.scratch_bytes, x.device());
-  GRAFT_CPU_KERNEL(conv_forward, x.device(), op)
+  GRAFT_KERNEL(conv_forward, x.device(), op)
   (plan, y.mutable_data<float>(), x.data<float>(), packed.data, data_or_null(bias),
    data_or_null(residual), scratch.data());
   return y;
@@ -111,15 +111,15 @@ Tensor backward_data(const ConvShape& s, const Tensor& g, const Tensor& weight, 
   if (dx.numel() == 0) return dx;
   if (s.depthwise()) {
     Tensor scratch = depthwise_memory(s, g.device());
-    GRAFT_CPU_KERNEL(depthwise_backward_data, g.device(), "conv2d")
+    GRAFT_KERNEL(depthwise_backward_data, g.device(), "conv2d")
     (s, dx.mutable_data<float>(), g.data<float>(), weight.data<float>(),
      scratch.mutable_data<float>());
     return dx;
   }
-  const LibraryPlan plan = GRAFT_CPU_KERNEL(conv_backward_data_plan, g.device(), "conv2d")(s);
+  const LibraryPlan plan = GRAFT_KERNEL(conv_backward_data_plan, g.device(), "conv2d")(s);
   const LibraryWeight packed = library_weight(weight, plan, keep);
   const Storage scratch(plan.scratch_bytes, g.device());
-  GRAFT_CPU_KERNEL(conv_backward_data, g.device(), "conv2d")
+  GRAFT_KERNEL(conv_backward_data, g.device(), "conv2d")
   (plan, dx.mutable_data<float>(), g.data<float>(), packed.data, scratch.data());
   return dx;
 }
@@ -130,13 +130,13 @@ Tensor backward_weight(const ConvShape& s, const Tensor& g, const Tensor& x) {
   Tensor dw(shape, Dtype::f32, g.device());
   if (s.depthwise()) {
     Tensor scratch = depthwise_memory(s, g.device());
-    GRAFT_CPU_KERNEL(depthwise_backward_weight, g.device(), "conv2d")
+    GRAFT_KERNEL(depthwise_backward_weight, g.device(), "conv2d")
     (s, dw.mutable_data<float>(), x.data<float>(), g.data<float>(), scratch.mutable_data<float>());
     return dw;
   }
-  const LibraryPlan plan = GRAFT_CPU_KERNEL(conv_backward_weight_plan, g.device(), "conv2d")(s);
+  const LibraryPlan plan = GRAFT_KERNEL(conv_backward_weight_plan, g.device(), "conv2d")(s);
   const Storage scratch(plan.scratch_bytes, g.device());
-  GRAFT_CPU_KERNEL(conv_backward_weight, g.device(), "conv2d")
+  GRAFT_KERNEL(conv_backward_weight, g.device(), "conv2d")
   (plan, dw.mutable_data<float>(), x.data<float>(), g.data<float>(), scratch.data());
   return dw;
 }
