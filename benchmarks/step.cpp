@@ -31,12 +31,12 @@ using namespace graft;
 
 constexpr const char* kUsage =
     "usage: step --workload W [--batch B] [--size PIXELS] [--steps N] [--warmup K] [--threads T] "
-    "[--save-weights FILE] [--json]\n"
+    "[--device cpu|cuda] [--save-weights FILE] [--json]\n"
     "W is an architecture of the zoo followed by -train or -infer: lite0-train, resnet50-infer,\n"
     "mobilenetv2-train, resnet18-train ...\n";
 
 struct Options {
-  std::string workload, save_weights;
+  std::string workload, save_weights, device = "cpu";
   int64_t batch = 16, size = 224, steps = 5, warmup = 2, threads = 2;
   bool json = false;
 };
@@ -44,7 +44,8 @@ struct Options {
 Options parse(int argc, char** argv) {
   Options options;
   const std::map<std::string, std::string*> texts{{"--workload", &options.workload},
-                                                  {"--save-weights", &options.save_weights}};
+                                                  {"--save-weights", &options.save_weights},
+                                                  {"--device", &options.device}};
   const std::map<std::string, int64_t*> numbers{{"--batch", &options.batch},
                                                 {"--size", &options.size},
                                                 {"--steps", &options.steps},
@@ -91,8 +92,9 @@ Tensor made_up_images(int64_t batch, int64_t size) {
   return Tensor::of(values, {batch, size, size, 3});
 }
 
-// The largest resident memory so far, in bytes.
-int64_t peak_memory() {
+// The most memory so far, in bytes: of the device its tensors, of the host the whole process.
+int64_t peak_memory(Device device) {
+  if (!device.is_cpu()) return static_cast<int64_t>(memory_stats(device).peak_in_use);
   std::ifstream status("/proc/self/status");
   for (std::string word; status >> word;) {
     if (word == "VmHWM:") {
@@ -122,11 +124,15 @@ int main(int argc, char** argv) try {
 
   const auto model = make_model(architecture, {.dropout = 0, .drop_path = 0}, {.seed = 1});
   if (!options.save_weights.empty()) write_safetensors(options.save_weights, model->state_dict());
+  GRAFT_CHECK(options.device == "cpu" || options.device == "cuda", "step: no such device \"",
+              options.device, "\"\n", kUsage);
+  const Device device = options.device == "cpu" ? kCpu : Device{Device::Kind::cuda, 0};
+  model->to(device);
   model->train(training);
-  const Tensor images = made_up_images(options.batch, options.size);
+  const Tensor images = made_up_images(options.batch, options.size).to(device);
   std::vector<int64_t> labels(static_cast<size_t>(options.batch));
   for (size_t i = 0; i < labels.size(); ++i) labels[i] = static_cast<int64_t>(i * 37 % 1000);
-  const Tensor target = Tensor::of(labels);
+  const Tensor target = Tensor::of(labels).to(device);
   const auto optimizer = make_sgd(all_parameters(*model), {.momentum = 0.9f});
 
   std::vector<double> seconds;
@@ -139,11 +145,14 @@ int main(int argc, char** argv) try {
       optimizer->zero_grad();
       backward(error);
       optimizer->step();
-      if (step == 0) first = error.item();
+      // Waits for the device, as a loop that prints its loss does.
+      const float value = error.item();
+      if (step == 0) first = value;
     } else {
       const NoGrad no_grad;
       const Tensor logits = model->forward(images);
-      if (step == 0) first = logits.data<float>()[0];
+      const float value = narrow(view_as(logits, {logits.numel()}), 0, 1).item();
+      if (step == 0) first = value;
     }
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
     if (step >= options.warmup) seconds.push_back(elapsed.count());
@@ -155,16 +164,17 @@ int main(int argc, char** argv) try {
                                         {"batch", options.batch},
                                         {"size", options.size},
                                         {"threads", options.threads},
+                                        {"device", options.device},
                                         {"step_seconds", median},
                                         {"step_seconds_all", seconds},
                                         {"images_per_second", options.batch / median},
-                                        {"peak_bytes", peak_memory()},
+                                        {"peak_bytes", peak_memory(device)},
                                         {"check", first}}
               << "\n";
   } else {
     std::printf("%s: %.1f ms a step, %.1f images/s, %lld MB at most, first value %g\n",
                 options.workload.c_str(), 1e3 * median, options.batch / median,
-                static_cast<long long>(peak_memory() >> 20), first);
+                static_cast<long long>(peak_memory(device) >> 20), first);
   }
 } catch (const std::exception& error) {
   std::cerr << error.what() << "\n";

@@ -1,7 +1,8 @@
 """Times one training or inference step of the same model in PyTorch.
 
 The counterpart of benchmarks/step.cpp: same architecture, batch, image size, loss and optimizer, with
-what makes PyTorch fast on a CPU: channels_last, fused SGD, and torch.compile on request.
+what makes PyTorch fast: channels_last, fused SGD, and torch.compile on request (on a GPU with CUDA
+graphs).
 """
 
 import argparse
@@ -60,6 +61,7 @@ def main():
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--weights", help="safetensors file of `step --save-weights`")
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
@@ -70,6 +72,9 @@ def main():
     training = kind == "train"
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
+    # The same arithmetic on both sides: f32, not TF32 (convolutions would take it by default).
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
     weights = {}
     if args.weights:
         from safetensors.torch import load_file
@@ -78,13 +83,14 @@ def main():
     model, weights = build(name, weights)
     if weights:
         model.load_state_dict(weights)
-    model = model.to(memory_format=torch.channels_last).train(training)
-    images = made_up_images(torch, args.batch, args.size)
-    target = torch.tensor([i * 37 % 1000 for i in range(args.batch)])
+    model = model.to(args.device, memory_format=torch.channels_last).train(training)
+    images = made_up_images(torch, args.batch, args.size).to(args.device)
+    target = torch.tensor([i * 37 % 1000 for i in range(args.batch)]).to(args.device)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True
     )
-    forward = torch.compile(model) if args.compile else model
+    mode = "reduce-overhead" if args.device == "cuda" else None
+    forward = torch.compile(model, mode=mode) if args.compile else model
 
     def train_step():
         loss = torch.nn.functional.cross_entropy(forward(images), target)
@@ -116,7 +122,9 @@ def main():
                 "step_seconds": median,
                 "step_seconds_all": seconds,
                 "images_per_second": args.batch / median,
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "device": args.device,
+                "peak_bytes": torch.cuda.max_memory_allocated() if args.device == "cuda"
+                else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "check": first,
                 "version": torch.__version__,
                 "compiled": args.compile,
