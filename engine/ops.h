@@ -140,7 +140,9 @@ struct CrossEntropyOptions {
   Reduction reduction = Reduction::mean;  // mean: divided by the sum of the targets' weights
 };
 // logits (n, classes); target i64 (n), or f32 (n, classes) of class probabilities. As PyTorch's.
-// Not differentiable in the target.
+// Throws when a label that is on the host, with the logits or not, is outside the classes; on
+// another device labels are not checked and such a row's loss is NaN. Not differentiable in the
+// target.
 Tensor cross_entropy(const Tensor& logits, const Tensor& target,
                      const CrossEntropyOptions& options = {});
 // Stable for large logits; target of the same shape in [0, 1], not differentiable.
@@ -156,6 +158,14 @@ Tensor huber_loss(const Tensor& x, const Tensor& target, float delta = 1.0f,
 // heads, n, m), or undefined. scale 0 means 1 / sqrt(d).
 Tensor scaled_dot_product_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                     const Tensor& mask = Tensor(), float scale = 0.0f);
+// The same for sequences of different lengths without padding: q (tokens, heads, d), k and v
+// (tokens, heads, d) hold them one after the other. Sequence i is the tokens offsets[i] ..
+// offsets[i + 1] - 1; offsets (sequences + 1) are i64 or i32 and ascend from 0 to the number of
+// tokens (checked on the CPU; on a CUDA device that would make the host wait). A query of a
+// sequence without keys gets 0. Rows of at most 256 elements.
+Tensor scaled_dot_product_attention_varlen(const Tensor& q, const Tensor& k, const Tensor& v,
+                                           const Tensor& query_offsets, const Tensor& key_offsets,
+                                           float scale = 0.0f);
 
 // --- not differentiable
 Tensor cast(const Tensor& x, Dtype dtype);  // between any two element types, round to nearest even

@@ -30,10 +30,12 @@ AxisView split_at(const char* op, const Tensor& x, int64_t axis) {
 
 const float* data_or_null(const Tensor& x) { return x.defined() ? x.data<float>() : nullptr; }
 
+// Labels on the host are checked. Those on another device are not: reading them back would stop the
+// host until the device is done, every step; the kernel makes their rows NaN.
 void check_labels(const Tensor& labels, int64_t classes, int64_t ignore_index) {
-  const Tensor on_host = labels.to(kCpu);
-  const int64_t* values = on_host.data<int64_t>();
-  for (int64_t row = 0; row < on_host.numel(); ++row) {
+  if (!labels.device().is_cpu()) return;
+  const int64_t* values = labels.data<int64_t>();
+  for (int64_t row = 0; row < labels.numel(); ++row) {
     GRAFT_CHECK(values[row] == ignore_index || (values[row] >= 0 && values[row] < classes),
                 "cross_entropy: the label of row ", row, " is ", values[row], ", expected 0..",
                 classes - 1, " or ignore_index (", ignore_index,
@@ -55,11 +57,11 @@ Tensor pair_loss(const char* op, PairLoss kind, const Tensor& x, const Tensor& t
   Tensor loss;
   if (per_element) {
     loss = empty_like(x);
-    GRAFT_CPU_KERNEL(pair_loss, x.device(), op)
+    GRAFT_KERNEL(pair_loss, x.device(), op)
     (kind, loss.mutable_data<float>(), x.data<float>(), target.data<float>(), delta, n);
   } else {
     loss = Tensor({}, Dtype::f32, x.device());
-    GRAFT_CPU_KERNEL(pair_loss_sum, x.device(), op)
+    GRAFT_KERNEL(pair_loss_sum, x.device(), op)
     (kind, loss.mutable_data<float>(), x.data<float>(), target.data<float>(), delta, scale, n);
   }
   const Tensor wanted = target_differentiable ? target : target.detach();
@@ -72,7 +74,7 @@ Tensor pair_loss(const char* op, PairLoss kind, const Tensor& x, const Tensor& t
         for (size_t i = 0; i < 2; ++i) {
           if (!needs[i]) continue;
           grads[i] = empty_like(x.get(op));
-          GRAFT_CPU_KERNEL(pair_loss_grad, g.device(), op)
+          GRAFT_KERNEL(pair_loss_grad, g.device(), op)
           (kind, grads[i].mutable_data<float>(), g.data<float>(), per_element,
            x.get(op).data<float>(), target.get(op).data<float>(), delta, i == 0 ? scale : -scale,
            n);
@@ -87,12 +89,12 @@ Tensor softmax(const Tensor& x, int64_t axis) {
   constexpr const char* kOp = "softmax";
   const AxisView v = split_at(kOp, x, axis);
   Tensor y = empty_like(x);
-  GRAFT_CPU_KERNEL(softmax, x.device(), kOp)
+  GRAFT_KERNEL(softmax, x.device(), kOp)
   (y.mutable_data<float>(), x.data<float>(), v.outer, v.axis, v.inner);
   if (!any_requires_grad({&x})) return y;
   return record(kOp, {x}, y, [=, y = Saved(y)](const Tensor& g, const Needs&) -> Grads {
     Tensor dx = empty_like(g);
-    GRAFT_CPU_KERNEL(softmax_grad, g.device(), kOp)
+    GRAFT_KERNEL(softmax_grad, g.device(), kOp)
     (dx.mutable_data<float>(), y.get(kOp).data<float>(), g.data<float>(), v.outer, v.axis, v.inner);
     return {dx};
   });
@@ -102,18 +104,18 @@ Tensor log_softmax(const Tensor& x, int64_t axis) {
   constexpr const char* kOp = "log_softmax";
   const AxisView v = split_at(kOp, x, axis);
   Tensor y = empty_like(x);
-  GRAFT_CPU_KERNEL(log_softmax, x.device(), kOp)
+  GRAFT_KERNEL(log_softmax, x.device(), kOp)
   (y.mutable_data<float>(), x.data<float>(), v.outer, v.axis, v.inner);
   if (!any_requires_grad({&x})) return y;
   return record(kOp, {x}, y, [=, y = Saved(y)](const Tensor& g, const Needs&) -> Grads {
     Tensor dx = empty_like(g);
-    GRAFT_CPU_KERNEL(log_softmax_grad, g.device(), kOp)
+    GRAFT_KERNEL(log_softmax_grad, g.device(), kOp)
     (dx.mutable_data<float>(), y.get(kOp).data<float>(), g.data<float>(), v.outer, v.axis, v.inner);
     return {dx};
   });
 }
 
-Tensor cross_entropy(const Tensor& logits, const Tensor& target,
+Tensor cross_entropy(const Tensor& logits, const Tensor& given,
                      const CrossEntropyOptions& options) {
   constexpr const char* kOp = "cross_entropy";
   check_float(kOp, "logits", logits);
@@ -121,17 +123,19 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target,
               ": expected logits of shape (n, classes), got ", logits);
   const Device device = logits.device();
   const int64_t rows = logits.dim(0), classes = logits.dim(1);
-  GRAFT_CHECK(target.defined() && target.device() == device, kOp, ": logits are on ", device,
-              ", the target is ", target, " on ", target.device());
-  const bool soft = target.dtype() == Dtype::f32;
+  const bool soft = given.defined() && given.dtype() == Dtype::f32;
+  // Labels may stay on the host, where they can be checked.
+  GRAFT_CHECK(given.defined() && (given.device() == device || (!soft && given.device().is_cpu())),
+              kOp, ": logits are on ", device, ", the target is ", given, " on ", given.device());
   if (soft) {
-    GRAFT_CHECK(target.shape() == logits.shape(), kOp, ": expected class probabilities of shape ",
-                logits.shape(), ", got ", target, "; class indices must be i64");
+    GRAFT_CHECK(given.shape() == logits.shape(), kOp, ": expected class probabilities of shape ",
+                logits.shape(), ", got ", given, "; class indices must be i64");
   } else {
-    GRAFT_CHECK(target.dtype() == Dtype::i64 && target.shape() == Shape{rows}, kOp,
-                ": expected i64 labels of shape [", rows, "], one a row of logits, got ", target);
-    check_labels(target, classes, options.ignore_index);
+    GRAFT_CHECK(given.dtype() == Dtype::i64 && given.shape() == Shape{rows}, kOp,
+                ": expected i64 labels of shape [", rows, "], one a row of logits, got ", given);
+    check_labels(given, classes, options.ignore_index);
   }
+  const Tensor target = given.to(device);
   const Tensor& weights = options.class_weights;
   if (weights.defined()) {
     check_float(kOp, "class_weights", weights);
@@ -147,14 +151,14 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target,
   const bool divided = options.reduction == Reduction::mean;
   Tensor row_loss({rows}, Dtype::f32, device), log_sum_exp({rows}, Dtype::f32, device);
   Tensor divisor({}, Dtype::f32, device);
-  GRAFT_CPU_KERNEL(cross_entropy, device, kOp)
+  GRAFT_KERNEL(cross_entropy, device, kOp)
   (row_loss.mutable_data<float>(), log_sum_exp.mutable_data<float>(), divisor.mutable_data<float>(),
    logits.data<float>(), soft ? nullptr : target.data<int64_t>(),
    soft ? target.data<float>() : nullptr, data_or_null(weights), shape);
   Tensor loss = row_loss;
   if (!per_row) {
     loss = Tensor({}, Dtype::f32, device);
-    GRAFT_CPU_KERNEL(loss_sum, device, kOp)
+    GRAFT_KERNEL(loss_sum, device, kOp)
     (loss.mutable_data<float>(), row_loss.data<float>(), divided ? divisor.data<float>() : nullptr,
      rows);
   }
@@ -165,7 +169,7 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target,
                  divisor = Saved(divisor)](const Tensor& g, const Needs&) -> Grads {
                   const Tensor& labels = target.get(kOp);
                   Tensor dlogits = empty_like(logits.get(kOp));
-                  GRAFT_CPU_KERNEL(cross_entropy_grad, g.device(), kOp)
+                  GRAFT_KERNEL(cross_entropy_grad, g.device(), kOp)
                   (dlogits.mutable_data<float>(), g.data<float>(), per_row,
                    divided ? divisor.get(kOp).data<float>() : nullptr,
                    logits.get(kOp).data<float>(), log_sum_exp.get(kOp).data<float>(),

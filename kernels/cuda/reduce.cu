@@ -13,12 +13,12 @@
 // order that integers have, above the position counted down.
 // Determinism: the cut and the tree depend on the shape alone.
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/pack.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/scratch.h"
 #include "kernels/device.h"
 #include "kernels/kernels.h"
@@ -74,27 +74,18 @@ struct Cut {
   int64_t length, chunks;
 };
 
-constexpr int64_t kLongRow = 1024;  // rows above it get a block each
-
-// Rows of `axis` elements, `lanes` (a power of two, up to 32) neighbouring threads each.
 template <class R, class In, int kWidth>
 __global__ void short_rows_kernel(R reduction, const In* x, int64_t rows, int64_t axis,
-                                  unsigned lanes) {
-  const unsigned lane = threadIdx.x % lanes, group = threadIdx.x / lanes;
-  const int64_t step = int64_t{gridDim.x} * (blockDim.x / lanes);
-  // The whole block goes round as often as its first row: shuffles want all lanes.
-  for (int64_t base = blockIdx.x * int64_t{blockDim.x / lanes}; base < rows; base += step) {
-    const int64_t row = base + group;
+                                  Team<false> team) {
+  team.for_rows(rows, [&](int64_t row, bool there) {
     typename R::Partial sum = R::identity();
-    if (row < rows) {
-      for (int64_t a = lane * kWidth; a < axis; a += lanes * kWidth) {
-        const Pack<In, kWidth> pack = load<kWidth>(x + row * axis + a);
-        for (int k = 0; k < kWidth; ++k) sum = reduction(sum, R::of(pack.v[k], a + k));
-      }
-    }
-    sum = warp_reduce(sum, reduction, lanes);
-    if (row < rows && lane == 0) reduction.write(row, 0, sum);
-  }
+    team.for_items<kWidth>(there ? axis : 0, [&](int64_t a) {
+      const Pack<In, kWidth> pack = load<kWidth>(x + row * axis + a);
+      for (int k = 0; k < kWidth; ++k) sum = reduction(sum, R::of(pack.v[k], a + k));
+    });
+    sum = team.reduce(sum, reduction);
+    if (there && team.rank() == 0) reduction.write(row, 0, sum);
+  });
 }
 
 // One block a chunk of a row.
@@ -177,10 +168,6 @@ __global__ void max_grad_kernel(float* dx, const int64_t* where, const float* g,
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-unsigned power_of_two_from(int64_t n, unsigned most) {
-  return n >= most ? most : std::bit_ceil(static_cast<unsigned>(std::max<int64_t>(n, 1)));
-}
-
 // A cut that makes about 1024 blocks' work of `items` reductions of axis * width elements each, as
 // far as every block keeps 8192 elements.
 Cut cut_of(int64_t items, int64_t axis, int64_t width) {
@@ -197,9 +184,9 @@ void reduce_as(const char* op, const R& reduction, const In* x, const ReduceShap
                bool cuttable) {
   using Partial = typename R::Partial;
   if (s.inner == 1 && s.axis <= kLongRow) {
-    const unsigned lanes = power_of_two_from(divide_up(s.axis, kWidth), 32);
-    launch(op, grid_for(s.outer * lanes), 0, short_rows_kernel<R, In, kWidth>, reduction, x,
-           s.outer, s.axis, lanes);
+    const Team<false> team = lanes_for(s.axis, kWidth);
+    launch(op, grid_of(team, s.outer), 0, short_rows_kernel<R, In, kWidth>, reduction, x, s.outer,
+           s.axis, team);
     return;
   }
   // Narrow blocks read 32 threads' width at a time; short axes leave no work for more rows.

@@ -6,17 +6,16 @@
 // weights w; t_c = w_c ((1 - s) target_c + s / classes) for a soft target. The mean divides by the
 // sum of w_y over rows that are not ignored, or by the number of rows for soft targets.
 //
-// Pairs, d = x - target:  mse d^2;  l1 |d|;  huber d^2 / 2 up to delta, then delta (|d| - delta /
-// 2); bce_with_logits max(x, 0) - x t + log(1 + e^-|x|).
+// Pairs: see pair_loss.h.
 //
 // Layout: row-major, no alignment assumed. Numerics: f32 within a row, double across rows and
 // chunks. Deterministic: rows are one thread's; sums are taken over a number of chunks that depends
 // on the size only.
 #include <cmath>
-#include <type_traits>
 
 #include "kernels/cpu/parallel.h"
 #include "kernels/kernels.h"
+#include "kernels/pair_loss.h"
 
 namespace graft::cpu::GRAFT_ISA {
 namespace {
@@ -29,42 +28,6 @@ float log_sum_exp_of(const float* x, int64_t n) {
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) sum += fn::fast_exp(x[j] - m);
   return m + std::log(sum);
-}
-
-// The loss and its derivative in x.
-template <PairLoss kind>
-float value_of(float x, float target, float delta) {
-  const float d = x - target, size = std::fabs(d);
-  if constexpr (kind == PairLoss::mse) return d * d;
-  if constexpr (kind == PairLoss::l1) return size;
-  if constexpr (kind == PairLoss::huber) {
-    return size <= delta ? 0.5f * d * d : delta * (size - 0.5f * delta);
-  }
-  if constexpr (kind == PairLoss::bce_with_logits) {
-    return (x > 0 ? x : 0.0f) - x * target + std::log1p(fn::fast_exp(-std::fabs(x)));
-  }
-}
-template <PairLoss kind>
-float slope_of(float x, float target, float delta) {
-  const float d = x - target;
-  if constexpr (kind == PairLoss::mse) return 2 * d;
-  if constexpr (kind == PairLoss::l1) return d > 0 ? 1.0f : (d < 0 ? -1.0f : 0.0f);
-  if constexpr (kind == PairLoss::huber) return d > delta ? delta : (d < -delta ? -delta : d);
-  if constexpr (kind == PairLoss::bce_with_logits) return fn::logistic(x) - target;
-}
-
-template <class Use>
-void visit_loss(PairLoss kind, const Use& use) {
-  switch (kind) {
-    case PairLoss::mse:
-      return use(std::integral_constant<PairLoss, PairLoss::mse>{});
-    case PairLoss::l1:
-      return use(std::integral_constant<PairLoss, PairLoss::l1>{});
-    case PairLoss::huber:
-      return use(std::integral_constant<PairLoss, PairLoss::huber>{});
-    case PairLoss::bce_with_logits:
-      return use(std::integral_constant<PairLoss, PairLoss::bce_with_logits>{});
-  }
 }
 
 // Sum of value(i) over 0..n-1 in double.
@@ -177,10 +140,11 @@ void cross_entropy_grad(float* dlogits, const float* g, bool g_per_row, const fl
 
 void pair_loss(PairLoss kind, float* loss, const float* x, const float* target, float delta,
                int64_t n) {
-  visit_loss(kind, [=](auto tag) {
+  visit(kind, [=](auto formula) {
+    using F = decltype(formula);
     parallel_for(n, 2, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        loss[i] = value_of<decltype(tag)::value>(x[i], target[i], delta);
+        loss[i] = F::value(x[i], target[i], delta);
       }
     });
   });
@@ -188,26 +152,27 @@ void pair_loss(PairLoss kind, float* loss, const float* x, const float* target, 
 
 void pair_loss_sum(PairLoss kind, float* sum, const float* x, const float* target, float delta,
                    float scale, int64_t n) {
-  visit_loss(kind, [=](auto tag) {
-    const double total = ordered_sum(n, [=](int64_t i) {
-      return static_cast<double>(value_of<decltype(tag)::value>(x[i], target[i], delta));
-    });
+  visit(kind, [=](auto formula) {
+    using F = decltype(formula);
+    const double total = ordered_sum(
+        n, [=](int64_t i) { return static_cast<double>(F::value(x[i], target[i], delta)); });
     *sum = static_cast<float>(total * static_cast<double>(scale));
   });
 }
 
 void pair_loss_grad(PairLoss kind, float* dx, const float* g, bool g_per_element, const float* x,
                     const float* target, float delta, float scale, int64_t n) {
-  visit_loss(kind, [=](auto tag) {
+  visit(kind, [=](auto formula) {
+    using F = decltype(formula);
     parallel_for(n, 2, [=](int64_t begin, int64_t end) {
       if (g_per_element) {
         for (int64_t i = begin; i < end; ++i) {
-          dx[i] = scale * g[i] * slope_of<decltype(tag)::value>(x[i], target[i], delta);
+          dx[i] = scale * g[i] * F::slope(x[i], target[i], delta);
         }
       } else {
         const float factor = scale * g[0];
         for (int64_t i = begin; i < end; ++i) {
-          dx[i] = factor * slope_of<decltype(tag)::value>(x[i], target[i], delta);
+          dx[i] = factor * F::slope(x[i], target[i], delta);
         }
       }
     });
