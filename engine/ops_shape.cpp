@@ -31,7 +31,7 @@ void copy_into(const char* op, Tensor& target, size_t axis, int64_t start, const
   const int64_t entry = product(x.shape(), axis + 1, x.shape().size()) * element;
   const int64_t row = x.shape()[axis] * entry, target_row = target.shape()[axis] * entry;
   target.storage()->bump_version();
-  GRAFT_CPU_KERNEL(copy_rows, x.device(), op)
+  GRAFT_KERNEL(copy_rows, x.device(), op)
   (static_cast<char*>(target.raw()) + start * entry, target_row, x.raw(), row,
    product(x.shape(), 0, axis), row);
 }
@@ -44,7 +44,7 @@ Tensor copy_out(const char* op, const Tensor& x, size_t axis, int64_t start, int
   const auto element = static_cast<int64_t>(size_of(x.dtype()));
   const int64_t entry = product(shape, axis + 1, shape.size()) * element;
   y.storage()->bump_version();
-  GRAFT_CPU_KERNEL(copy_rows, x.device(), op)
+  GRAFT_KERNEL(copy_rows, x.device(), op)
   (y.raw(), count * entry, static_cast<const char*>(x.raw()) + start * entry,
    x.shape()[axis] * entry, product(shape, 0, axis), count * entry);
   return y;
@@ -81,7 +81,7 @@ Tensor permuted(const Tensor& x, const std::vector<size_t>& order) {
     shape.strides[shape.rank++] = dim_stride;
   }
   y.storage()->bump_version();
-  GRAFT_CPU_KERNEL(permute, x.device(), "permute")
+  GRAFT_KERNEL(permute, x.device(), "permute")
   (y.raw(), x.raw(), static_cast<int64_t>(size_of(x.dtype())), shape);
   return y;
 }
@@ -90,7 +90,7 @@ Tensor permuted(const Tensor& x, const std::vector<size_t>& order) {
 void check_ids(const char* op, const Tensor& ids, int64_t limit) {
   GRAFT_CHECK(ids.defined() && ids.dtype() == Dtype::i64, op, ": expected i64 indices, got ", ids);
   const int64_t bad =
-      GRAFT_CPU_KERNEL(first_outside, ids.device(), op)(ids.data<int64_t>(), ids.numel(), limit);
+      GRAFT_KERNEL(first_outside, ids.device(), op)(ids.data<int64_t>(), ids.numel(), limit);
   GRAFT_CHECK(bad < 0, op, ": index ", ids.to_vector<int64_t>()[static_cast<size_t>(bad)],
               " at position ", bad, " is outside 0..", limit - 1);
 }
@@ -201,6 +201,7 @@ Tensor gather(const Tensor& x, const Tensor& index, int64_t axis) {
   GatherShape shape;
   shape.rank = static_cast<int>(x.rank());
   shape.axis = static_cast<int>(d);
+  shape.axis_size = x.shape()[d];
   int64_t stride = 1;
   for (size_t i = x.shape().size(); i-- > 0;) {
     GRAFT_CHECK(i == d || index.shape()[i] <= x.shape()[i], "gather: indices ", index,
@@ -211,14 +212,14 @@ Tensor gather(const Tensor& x, const Tensor& index, int64_t axis) {
   }
   check_ids("gather", index, x.shape()[d]);
   Tensor y(index.shape(), Dtype::f32, x.device());
-  GRAFT_CPU_KERNEL(gather, x.device(), "gather")
+  GRAFT_KERNEL(gather, x.device(), "gather")
   (y.mutable_data<float>(), x.data<float>(), index.data<int64_t>(), shape);
   if (!any_requires_grad({&x})) return y;
   return record(
       "gather", {x}, y,
       [shape, x_shape = x.shape(), index = Saved(index)](const Tensor& g, const Needs&) -> Grads {
         Tensor dx = Tensor::zeros(x_shape, Dtype::f32, g.device());
-        GRAFT_CPU_KERNEL(gather_grad, g.device(), "gather")
+        GRAFT_KERNEL(gather_grad, g.device(), "gather")
         (dx.mutable_data<float>(), index.get("gather").data<int64_t>(), g.data<float>(), shape);
         return {dx};
       });
@@ -232,14 +233,14 @@ Tensor embedding(const Tensor& weight, const Tensor& ids) {
   Shape shape = ids.shape();
   shape.push_back(width);
   Tensor y(shape, Dtype::f32, weight.device());
-  GRAFT_CPU_KERNEL(embedding, weight.device(), "embedding")
+  GRAFT_KERNEL(embedding, weight.device(), "embedding")
   (y.mutable_data<float>(), weight.data<float>(), ids.data<int64_t>(), ids.numel(), width);
   if (!any_requires_grad({&weight})) return y;
   return record("embedding", {weight}, y,
                 [rows, width, ids = Saved(ids)](const Tensor& g, const Needs&) -> Grads {
                   const Tensor& kept = ids.get("embedding");
                   Tensor dw({rows, width}, Dtype::f32, g.device());
-                  GRAFT_CPU_KERNEL(embedding_grad, g.device(), "embedding")
+                  GRAFT_KERNEL(embedding_grad, g.device(), "embedding")
                   (dw.mutable_data<float>(), kept.data<int64_t>(), g.data<float>(), kept.numel(),
                    rows, width);
                   return {dw};
@@ -250,7 +251,7 @@ Tensor cast(const Tensor& x, Dtype dtype) {
   check_defined("cast", x);
   Tensor y(x.shape(), dtype, x.device());
   y.storage()->bump_version();
-  GRAFT_CPU_KERNEL(cast, x.device(), "cast")(y.raw(), dtype, x.raw(), x.dtype(), x.numel());
+  GRAFT_KERNEL(cast, x.device(), "cast")(y.raw(), dtype, x.raw(), x.dtype(), x.numel());
   return y;
 }
 

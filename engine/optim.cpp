@@ -138,7 +138,7 @@ class Sgd final : public SlotOptimizer {
         list.push_back(entry);
       });
       if (list.empty()) continue;
-      GRAFT_CPU_KERNEL(sgd_step, group.parameters[0].tensor.device(), "sgd")
+      GRAFT_KERNEL(sgd_step, group.parameters[0].tensor.device(), "sgd")
       (list.data(), static_cast<int64_t>(list.size()), group.learning_rate, options_.momentum,
        group.weight_decay, options_.nesterov);
     }
@@ -175,7 +175,7 @@ class AdamW final : public SlotOptimizer {
         list.push_back(entry);
       });
       if (list.empty()) continue;
-      GRAFT_CPU_KERNEL(adamw_step, group.parameters[0].tensor.device(), "adamw")
+      GRAFT_KERNEL(adamw_step, group.parameters[0].tensor.device(), "adamw")
       (list.data(), static_cast<int64_t>(list.size()), group.learning_rate * group.weight_decay,
        options_.beta1, options_.beta2, options_.epsilon);
     }
@@ -247,18 +247,16 @@ float clip_grad_norm(const std::vector<NamedParameter>& parameters, float max_no
   }
   if (list.empty()) return 0;
   double sum = 0;
-  GRAFT_CPU_KERNEL(gradient_square_sum, grads[0].device(), kOp)
+  GRAFT_KERNEL(gradient_square_sum, grads[0].device(), kOp)
   (&sum, list.data(), static_cast<int64_t>(list.size()));
   const double norm = std::sqrt(sum);
   if (!std::isfinite(norm)) return static_cast<float>(norm);
   // PyTorch's formula: the small number keeps a norm of zero harmless.
   const double factor = static_cast<double>(max_norm) / (norm + 1e-6);
   if (factor < 1) {
-    for (Tensor& grad : grads) {
-      float* g = grad.mutable_data<float>();
-      GRAFT_CPU_KERNEL(unary, grad.device(), kOp)
-      (Unary::scale, {static_cast<float>(factor), 0.0f}, g, g, grad.numel());
-    }
+    for (size_t i = 0; i < grads.size(); ++i) list[i].p = grads[i].mutable_data<float>();
+    GRAFT_KERNEL(scale_tensors, grads[0].device(), kOp)
+    (list.data(), static_cast<int64_t>(list.size()), static_cast<float>(factor));
   }
   return static_cast<float>(norm);
 }

@@ -1,10 +1,10 @@
 #include "engine/tensor.h"
 
-#include <algorithm>
 #include <cstring>
 #include <ostream>
 
 #include "engine/autograd.h"
+#include "engine/dispatch.h"
 #include "kernels/device.h"
 
 namespace graft {
@@ -129,12 +129,7 @@ void Tensor::copy_from(const Tensor& source) {
 void Tensor::fill(float value) {
   check_dtype(Dtype::f32);
   storage_->bump_version();
-  if (device().is_cpu()) {
-    std::fill_n(static_cast<float*>(raw()), numel_, value);
-  } else {
-    const std::vector<float> values(static_cast<size_t>(numel_), value);
-    copy_bytes(raw(), device(), values.data(), kCpu, bytes());
-  }
+  GRAFT_KERNEL(fill, device(), "fill")(static_cast<float*>(raw()), value, numel_);
 }
 
 Tensor Tensor::detach() const {

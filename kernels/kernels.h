@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "kernels/attention.h"
 #include "kernels/functors.h"
 #include "kernels/isa.h"
 #include "kernels/plan.h"
@@ -21,6 +22,7 @@ namespace graft {
 namespace cpu {
 #include "kernels/list/library.h"
 namespace avx2 {
+#include "kernels/list/attention.h"
 #include "kernels/list/depthwise.h"
 #include "kernels/list/loss.h"
 #include "kernels/list/noise.h"
@@ -32,6 +34,7 @@ namespace avx2 {
 #include "kernels/list/shape.h"
 }  // namespace avx2
 namespace avx512 {
+#include "kernels/list/attention.h"
 #include "kernels/list/depthwise.h"
 #include "kernels/list/loss.h"
 #include "kernels/list/noise.h"
@@ -51,6 +54,8 @@ bool use_avx512();
 // cpu::name is avx2::name or avx512::name, chosen once when the program starts.
 #define GRAFT_PICK(name) \
   inline decltype(avx2::name)& name = use_avx512() ? avx512::name : avx2::name
+GRAFT_PICK(attention_forward);
+GRAFT_PICK(attention_backward);
 GRAFT_PICK(unary);
 GRAFT_PICK(unary_grad);
 GRAFT_PICK(depthwise_forward);
@@ -68,6 +73,7 @@ GRAFT_PICK(binary_grad);
 GRAFT_PICK(reduce_sum);
 GRAFT_PICK(reduce_max);
 GRAFT_PICK(reduce_max_grad);
+GRAFT_PICK(fill);
 GRAFT_PICK(permute);
 GRAFT_PICK(copy_rows);
 GRAFT_PICK(first_outside);
@@ -98,12 +104,14 @@ GRAFT_PICK(dropout);
 GRAFT_PICK(drop_path);
 GRAFT_PICK(sgd_step);
 GRAFT_PICK(adamw_step);
+GRAFT_PICK(scale_tensors);
 GRAFT_PICK(gradient_square_sum);
 #undef GRAFT_PICK
 #endif
 }  // namespace cpu
 
 namespace cuda {
+#include "kernels/list/attention.h"
 #include "kernels/list/depthwise.h"
 #include "kernels/list/library.h"
 #include "kernels/list/loss.h"

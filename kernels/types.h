@@ -133,10 +133,12 @@ struct PermuteShape {
   int64_t strides[kMaxPermuteRank] = {};
 };
 
-// gather along one axis: the index's sizes and the source's strides, dimension by dimension.
+// gather along one axis: the index's sizes and the source's strides, dimension by dimension, and
+// the source's size along the axis.
 constexpr int kMaxGatherRank = 8;
 struct GatherShape {
   int rank = 0, axis = 0;
+  int64_t axis_size = 0;
   int64_t sizes[kMaxGatherRank] = {};
   int64_t strides[kMaxGatherRank] = {};
 };

@@ -9,5 +9,7 @@ void sgd_step(const OptimTensor* tensors, int64_t count, float learning_rate, fl
 // epsilon). decay is learning rate times weight decay.
 void adamw_step(const OptimTensor* tensors, int64_t count, float decay, float beta1, float beta2,
                 float epsilon);
-// *sum = sum of g^2 over all tensors.
+// p *= factor.
+void scale_tensors(const OptimTensor* tensors, int64_t count, float factor);
+// *sum = sum of g^2 over all tensors; in host memory.
 void gradient_square_sum(double* sum, const OptimTensor* tensors, int64_t count);

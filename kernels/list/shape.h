@@ -1,5 +1,6 @@
 // Kernels that move elements. Included by kernels.h once per backend.
 
+void fill(float* y, float value, int64_t n);
 // y is contiguous; element_size is 1, 2, 4 or 8 bytes.
 void permute(void* y, const void* x, int64_t element_size, const PermuteShape& shape);
 // Copies `rows` runs of `bytes` bytes; strides in bytes.

@@ -17,6 +17,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
+#define __grid_constant__
 
 // ---- host API
 
@@ -239,6 +240,17 @@ GRAFT_SIMT_PLAIN int __all_sync(unsigned mask, int predicate,
                                 const graft::simt::Where& where = graft::simt::Where::current()) {
   return __ballot_sync(mask, predicate, where) == mask;
 }
+// The lanes of the mask whose value is this one's.
+template <class T>
+GRAFT_SIMT_PLAIN unsigned __match_any_sync(
+    unsigned mask, T value, const graft::simt::Where& where = graft::simt::Where::current()) {
+  return graft::simt::fold(
+      "__match_any_sync", mask, value, 0u,
+      [=](unsigned bits, T other, unsigned lane) {
+        return other == value ? bits | 1u << lane : bits;
+      },
+      where);
+}
 
 namespace graft::simt {
 // An atomic access, for the race detector. Defined where nothing is instrumented.
@@ -280,6 +292,9 @@ GRAFT_SIMT_PLAIN T atomicOr(T* at, T value) {
 template <class T>
 inline T __ldg(const T* at) {
   return *at;
+}
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>((uint64_t{a} * b) >> 32);
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }

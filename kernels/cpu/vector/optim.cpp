@@ -99,6 +99,15 @@ void adamw_step(const OptimTensor* tensors, int64_t count, float decay, float be
   });
 }
 
+void scale_tensors(const OptimTensor* tensors, int64_t count, float factor) {
+  parallel_for(total_size(tensors, count), 1, [=](int64_t begin, int64_t end) {
+    each_piece(tensors, count, begin, end, [=](const OptimTensor& t, int64_t from, int64_t to) {
+      float* p = t.p;
+      for (int64_t i = from; i < to; ++i) p[i] *= factor;
+    });
+  });
+}
+
 void gradient_square_sum(double* sum, const OptimTensor* tensors, int64_t count) {
   constexpr int64_t kMostChunks = 64;
   double partial[kMostChunks] = {};

@@ -1,7 +1,8 @@
-// Kernels that move elements: permutation, strided copies, gather, embedding.
+// Kernels that move elements: fill, permutation, strided copies, gather, embedding.
 // Layout: contiguous, any element type for copies, f32 for gather and embedding. Numerics: only the
 // two scatter-adds compute; they add in f32 in the order of the indices, each target by one thread,
 // so results do not depend on the number of threads.
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/cpu/parallel.h"
@@ -99,6 +100,10 @@ void for_lines(const GatherShape& s, const Body& body) {
 }
 
 }  // namespace
+
+void fill(float* y, float value, int64_t n) {
+  parallel_for(n, 1, [=](int64_t begin, int64_t end) { std::fill(y + begin, y + end, value); });
+}
 
 void permute(void* y, const void* x, int64_t element_size, const PermuteShape& shape) {
   const int last = shape.rank - 1;
