@@ -6,7 +6,7 @@
 #include <cuda_runtime.h>
 
 #ifdef GRAFT_SIMT
-#include "kernels/simt/machine.h"
+#include <cuda_runtime.h>
 #endif
 
 namespace graft::cuda {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cuda_runtime.h>
 #include <initializer_list>
 
 namespace graft::cuda {

@@ -5,7 +5,7 @@
 #pragma once
 
 #ifdef GRAFT_SIMT
-#include "kernels/simt/machine.h"
+#include <cuda_runtime.h>
 #define GRAFT_SHARED(T, name, extents)            \
   static const char name##_key = 0;               \
   using name##_type = T extents;                  \

@@ -25,6 +25,7 @@ namespace graft::simt {
 
 #ifndef GRAFT_SIMT_DETECT
 
+bool detector_present() { return false; }
 void note_written(const void*, size_t) {}
 void note_copied(void*, const void*, size_t) {}
 bool note_taken(const void*, size_t) { return true; }
@@ -232,6 +233,7 @@ void on_aligned(const void* data, size_t bytes, Kind kind, const void* code) {
 
 }  // namespace
 
+bool detector_present() { return true; }
 bool note_taken(const void* data, size_t bytes) {
   bool whole = true;
   each_note(data, bytes,

@@ -30,6 +30,7 @@ class Unlocked {
 };
 
 // --- For the race detector; they do nothing in builds without it.
+bool detector_present();
 // Copies and fills write whole ranges.
 void note_written(const void* data, size_t bytes);
 void note_copied(void* target, const void* source, size_t bytes);

@@ -176,7 +176,16 @@ bool is_pinned(const void* data, size_t bytes) {
   return begin + bytes <= start + size;
 }
 
+// What was the device's when the copy was queued may have been released since.
+bool still_owns(const void* data, size_t bytes) {
+  if (device_owns(data, bytes)) return true;
+  report_fault("simulated device: a copy or fill of memory that was released meanwhile");
+  return false;
+}
+
 void move_bytes(void* target, const void* source, size_t bytes, cudaMemcpyKind kind) {
+  if (in_device_range(target) && !still_owns(target, bytes)) return;
+  if (in_device_range(source) && !still_owns(source, bytes)) return;
   std::memmove(target, source, bytes);
   if (kind == cudaMemcpyHostToDevice) note_written(target, bytes);
   if (kind == cudaMemcpyDeviceToDevice) note_copied(target, source, bytes);
@@ -413,6 +422,7 @@ cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t 
   GRAFT_SIMT_CALL;
   if (!device_owns(target, bytes)) return failed(cudaErrorInvalidValue);
   return enqueue(stream, {[=] {
+                   if (!still_owns(target, bytes)) return;
                    std::memset(target, value, bytes);
                    note_written(target, bytes);
                  }});
