@@ -21,7 +21,7 @@ float running_var_at(int64_t j) { return 0.5f + 0.125f * static_cast<float>(j % 
 Tensor channel_vector(int64_t channels, float (*value)(int64_t)) {
   std::vector<float> values;
   for (int64_t j = 0; j < channels; ++j) values.push_back(value(j));
-  return Tensor::of(values);
+  return Tensor::of(values).to(test_device());
 }
 
 double activated(double z, Activation activation) {
@@ -132,6 +132,10 @@ TEST_CASE("batch_norm over channel counts and rows") {
       batch_norm_row({1037, c}, {training, Activation::none}, false, norm_tolerance(1037));
     }
   }
+  // Wider than one block of a GPU, in packs and one by one.
+  for (int64_t c : {130, 272}) {
+    batch_norm_row({70, c}, {true, Activation::relu}, true, norm_tolerance(70));
+  }
   // One row and frozen statistics is fine; images; an empty batch.
   batch_norm_row({1, 5}, {false, Activation::none}, false, norm_tolerance(16));
   batch_norm_row({2, 3, 4, 6}, {true, Activation::none}, false, norm_tolerance(24));
@@ -202,7 +206,7 @@ TEST_CASE("batch_norm of a constant is its bias") {
 }
 
 TEST_CASE("batch_norm moves the running statistics as PyTorch does") {
-  const Tensor x = uniform({300, 20}, -3, 5, {11, 0, 0});
+  const Tensor x = uniform({300, 20}, -3, 5, {11, 0, 0}).to(test_device());
   const std::vector<float> values = x.to_vector<float>();
   Tensor mean = channel_vector(20, running_mean_at), var = channel_vector(20, running_var_at);
   BatchNormOptions options;
@@ -231,8 +235,9 @@ TEST_CASE("batch_norm moves the running statistics as PyTorch does") {
 }
 
 TEST_CASE("batch_norm passes NaN on and keeps nothing that a frozen layer does not need") {
-  Tensor mean = Tensor::zeros({1}), var = Tensor::full({1}, 1.0f);
-  const Tensor x = Tensor::of<float>({1, NAN, 3}, {3, 1});
+  const Device device = test_device();
+  Tensor mean = Tensor::zeros({1}).to(device), var = Tensor::full({1}, 1.0f).to(device);
+  const Tensor x = Tensor::of<float>({1, NAN, 3}, {3, 1}).to(device);
   for (float v : batch_norm(x, Tensor(), Tensor(), mean, var, {}).to_vector<float>()) {
     CHECK(std::isnan(v));
   }
@@ -240,7 +245,7 @@ TEST_CASE("batch_norm passes NaN on and keeps nothing that a frozen layer does n
 
   mean.fill(0);
   var.fill(1);
-  Tensor input = Tensor::of<float>({1, 2, 3}, {3, 1});
+  Tensor input = Tensor::of<float>({1, 2, 3}, {3, 1}).to(device);
   input.set_requires_grad();
   const std::weak_ptr<Storage> held = [&] {
     const Tensor inner = mul(input, 2.0f);
@@ -353,6 +358,9 @@ TEST_CASE("layer_norm") {
   layer_norm_row({0, 4});
   layer_norm_row({3, 0});
   layer_norm_row({300, 384});
+  layer_norm_row({5000, 8});
+  // A warp's rows, a block's, and rows that are read again; in packs and one by one.
+  for (int64_t c : {600, 1001, 1200, 2051, 2100, 5000, 8204}) layer_norm_row({3, c});
   op_row(
       "layer_norm", {real({6, 40})},
       [](const Tensors& in) { return layer_norm(in[0], Tensor(), Tensor()); },
@@ -376,6 +384,8 @@ TEST_CASE("group_norm") {
   group_norm_row({3, 16}, 4);
   group_norm_row({1, 9, 9, 33}, 3);
   group_norm_row({4, 14, 14, 48}, 6);
+  group_norm_row({2, 40, 40, 16}, 4);
+  group_norm_row({2, 100, 130}, 13);
   group_norm_row({0, 3, 4}, 2);
   group_norm_row({2, 0, 4}, 2);
   group_norm_row({2, 300, 8}, 2, 9998.2679, 10001.7321);

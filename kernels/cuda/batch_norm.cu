@@ -29,32 +29,27 @@
 namespace graft::cuda {
 namespace {
 
-__global__ void batch_norm_finish_kernel(float *stats, float *running_mean,
-                                         float *running_var,
-                                         const double *partial, ColumnCut cut,
-                                         float momentum, float epsilon) {
+__global__ void batch_norm_finish_kernel(float* stats, float* running_mean, float* running_var,
+                                         const double* partial, ColumnCut cut, float momentum,
+                                         float epsilon) {
   const int64_t j = neighbour(), c = cut.channels;
   const Moments moments = merge_moments(partial, cut, 0, j, 1, j < c);
-  if (j >= c || threadIdx.x >= kNeighbours)
-    return;
+  if (j >= c || threadIdx.x >= kNeighbours) return;
   const double count = static_cast<double>(cut.rows), mean = moments.mean;
   const float rounded = static_cast<float>(mean);
   stats[j] = rounded;
   stats[c + j] = static_cast<float>(1 / sqrt(moments.square / count + epsilon));
   stats[2 * c + j] = static_cast<float>(mean - rounded);
   const double keep = 1 - static_cast<double>(momentum);
-  running_mean[j] =
-      static_cast<float>(keep * running_mean[j] + momentum * mean);
-  running_var[j] = static_cast<float>(
-      keep * running_var[j] + momentum * (moments.square / (count - 1)));
+  running_mean[j] = static_cast<float>(keep * running_mean[j] + momentum * mean);
+  running_var[j] =
+      static_cast<float>(keep * running_var[j] + momentum * (moments.square / (count - 1)));
 }
 
-__global__ void frozen_statistics_kernel(float *stats, const float *mean,
-                                         const float *variance,
+__global__ void frozen_statistics_kernel(float* stats, const float* mean, const float* variance,
                                          int64_t channels, float epsilon) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t j = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; j < channels;
-       j += step) {
+  for (int64_t j = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; j < channels; j += step) {
     stats[j] = mean[j];
     stats[channels + j] = 1.0f / sqrtf(variance[j] + epsilon);
     stats[2 * channels + j] = 0.0f;
@@ -62,111 +57,92 @@ __global__ void frozen_statistics_kernel(float *stats, const float *mean,
 }
 
 // dweight and dbias (or null), and the map (2, channels) of dx.
-__global__ void
-batch_norm_grad_finish_kernel(float *map, float *dweight, float *dbias,
-                              const double *partial, const float *stats,
-                              const float *weight, ColumnCut cut) {
+__global__ void batch_norm_grad_finish_kernel(float* map, float* dweight, float* dbias,
+                                              const double* partial, const float* stats,
+                                              const float* weight, ColumnCut cut) {
   const int64_t j = neighbour(), c = cut.channels;
-  const ColumnTotals totals =
-      merge_sums(partial, cut, channel_table(stats, c), j, j < c);
-  if (j >= c || threadIdx.x >= kNeighbours)
-    return;
-  if (dbias != nullptr)
-    dbias[j] = static_cast<float>(totals.dbias);
-  if (dweight != nullptr)
-    dweight[j] = static_cast<float>(totals.dweight);
+  const ColumnTotals totals = merge_sums(partial, cut, channel_table(stats, c), j, j < c);
+  if (j >= c || threadIdx.x >= kNeighbours) return;
+  if (dbias != nullptr) dbias[j] = static_cast<float>(totals.dbias);
+  if (dweight != nullptr) dweight[j] = static_cast<float>(totals.dweight);
   const double invstd = stats[c + j], rest = stats[2 * c + j];
   const double scale = (weight != nullptr ? weight[j] : 1.0f) * invstd;
-  const double slope =
-      scale * invstd * totals.dweight / static_cast<double>(cut.rows);
+  const double slope = scale * invstd * totals.dweight / static_cast<double>(cut.rows);
   map[j] = static_cast<float>(slope);
-  map[c + j] = static_cast<float>(
-      scale * totals.dbias / static_cast<double>(cut.rows) - rest * slope);
+  map[c + j] =
+      static_cast<float>(scale * totals.dbias / static_cast<double>(cut.rows) - rest * slope);
 }
 
 template <class T, int kWidth, Mask mask>
-void grad(ColumnGrad<T> p, const BatchNormGrad &args) {
-  constexpr const char *kOp = "batch_norm_grad";
+void grad(ColumnGrad<T> p, const BatchNormGrad& args) {
+  constexpr const char* kOp = "batch_norm_grad";
   const ColumnCut cut = cut_columns(1, args.rows, args.channels, kWidth);
   const bool two_passes = args.batch_statistics && p.dx != nullptr;
   if (!two_passes && args.dweight == nullptr && args.dbias == nullptr) {
-    launch(kOp, cut.grid(), 0, column_grad_kernel<T, kWidth, mask, false>,
-           nullptr, p, cut);
+    launch(kOp, cut.grid(), 0, column_grad_kernel<T, kWidth, mask, false>, nullptr, p, cut);
     return;
   }
-  auto *partial = static_cast<double *>(
+  auto* partial = static_cast<double*>(
       scratch(kOp, static_cast<size_t>(cut.partials()) * sizeof(double) +
                        static_cast<size_t>(2 * args.channels) * sizeof(float)));
-  auto *map = reinterpret_cast<float *>(partial + cut.partials());
+  auto* map = reinterpret_cast<float*>(partial + cut.partials());
   ColumnGrad<T> first = p;
-  if (two_passes)
-    first.dx = nullptr;
-  launch(kOp, cut.grid(), 0, column_grad_kernel<T, kWidth, mask, true>, partial,
-         first, cut);
-  launch(kOp, neighbour_grid(args.channels), 0, batch_norm_grad_finish_kernel,
-         map, args.dweight, args.dbias, partial, args.stats, args.weight, cut);
-  if (!two_passes)
-    return;
+  if (two_passes) first.dx = nullptr;
+  launch(kOp, cut.grid(), 0, column_grad_kernel<T, kWidth, mask, true>, partial, first, cut);
+  launch(kOp, neighbour_grid(args.channels), 0, batch_norm_grad_finish_kernel, map, args.dweight,
+         args.dbias, partial, args.stats, args.weight, cut);
+  if (!two_passes) return;
   const ColumnTable table = channel_table(map, args.channels);
   if (mask != Mask::none && p.dz != nullptr) {
     p.g = p.dz;
-    launch(kOp, cut.grid(), 0, column_center_grad_kernel<T, kWidth, Mask::none>,
-           p, table, cut);
+    launch(kOp, cut.grid(), 0, column_center_grad_kernel<T, kWidth, Mask::none>, p, table, cut);
   } else {
-    launch(kOp, cut.grid(), 0, column_center_grad_kernel<T, kWidth, mask>, p,
-           table, cut);
+    launch(kOp, cut.grid(), 0, column_center_grad_kernel<T, kWidth, mask>, p, table, cut);
   }
 }
 
 template <class T, Mask mask>
-void grad(const ColumnGrad<T> &p, const BatchNormGrad &args) {
+void grad(const ColumnGrad<T>& p, const BatchNormGrad& args) {
   const int width = column_width<T>(args.channels, {p.g, p.x, p.y, p.dz, p.dx});
-  width == 1 ? grad<T, 1, mask>(p, args)
-             : grad<T, kPackWidth<T>, mask>(p, args);
+  width == 1 ? grad<T, 1, mask>(p, args) : grad<T, kPackWidth<T>, mask>(p, args);
 }
 
-} // namespace
+}  // namespace
 
-void batch_norm_statistics(float *stats, float *running_mean,
-                           float *running_var, const float *x, int64_t rows,
-                           int64_t channels, float momentum, float epsilon) {
-  constexpr const char *kOp = "batch_norm_statistics";
+void batch_norm_statistics(float* stats, float* running_mean, float* running_var, const float* x,
+                           int64_t rows, int64_t channels, float momentum, float epsilon) {
+  constexpr const char* kOp = "batch_norm_statistics";
   const int width = column_width<float>(channels, {x});
   const ColumnCut cut = cut_columns(1, rows, channels, width);
-  auto *partial = static_cast<double *>(
-      scratch(kOp, static_cast<size_t>(cut.partials()) * sizeof(double)));
+  auto* partial =
+      static_cast<double*>(scratch(kOp, static_cast<size_t>(cut.partials()) * sizeof(double)));
   launch(kOp, cut.grid(), 0,
          width == 1 ? column_moments_kernel<float, 1>
                     : column_moments_kernel<float, kPackWidth<float>>,
          partial, x, cut);
-  launch(kOp, neighbour_grid(channels), 0, batch_norm_finish_kernel, stats,
-         running_mean, running_var, partial, cut, momentum, epsilon);
+  launch(kOp, neighbour_grid(channels), 0, batch_norm_finish_kernel, stats, running_mean,
+         running_var, partial, cut, momentum, epsilon);
 }
 
-void batch_norm_frozen_statistics(float *stats, const float *mean,
-                                  const float *variance, int64_t channels,
-                                  float epsilon) {
-  launch("batch_norm_frozen_statistics", grid_for(channels), 0,
-         frozen_statistics_kernel, stats, mean, variance, channels, epsilon);
+void batch_norm_frozen_statistics(float* stats, const float* mean, const float* variance,
+                                  int64_t channels, float epsilon) {
+  launch("batch_norm_frozen_statistics", grid_for(channels), 0, frozen_statistics_kernel, stats,
+         mean, variance, channels, epsilon);
 }
 
-void batch_norm_apply(float *y, const float *x, const float *residual,
-                      const float *stats, const float *weight,
-                      const float *bias, Activation activation, int64_t rows,
+void batch_norm_apply(float* y, const float* x, const float* residual, const float* stats,
+                      const float* weight, const float* bias, Activation activation, int64_t rows,
                       int64_t channels) {
-  launch_column_affine("batch_norm_apply", y, x, residual,
-                       channel_table(stats, channels), weight, bias, activation,
-                       1, rows, channels);
+  launch_column_affine("batch_norm_apply", y, x, residual, channel_table(stats, channels), weight,
+                       bias, activation, 1, rows, channels);
 }
 
-void batch_norm_grad(const BatchNormGrad &args) {
-  const float high = args.activation == Activation::relu6
-                         ? 6.0f
-                         : std::numeric_limits<float>::infinity();
-  const ColumnGrad<float> p{
-      args.g,      args.x,    args.y,
-      args.dz,     args.dx,   channel_table(args.stats, args.channels),
-      args.weight, args.bias, high};
+void batch_norm_grad(const BatchNormGrad& args) {
+  const float high =
+      args.activation == Activation::relu6 ? 6.0f : std::numeric_limits<float>::infinity();
+  const ColumnGrad<float> p{args.g,      args.x,    args.y,
+                            args.dz,     args.dx,   channel_table(args.stats, args.channels),
+                            args.weight, args.bias, high};
   if (args.activation == Activation::none) {
     grad<float, Mask::none>(p, args);
   } else if (args.y == nullptr) {
@@ -176,4 +152,4 @@ void batch_norm_grad(const BatchNormGrad &args) {
   }
 }
 
-} // namespace graft::cuda
+}  // namespace graft::cuda
