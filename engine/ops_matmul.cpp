@@ -25,10 +25,10 @@ Tensor product(const char* op, const MatmulShape& s, const Tensor& a, const Tens
     y.fill(0.0f);
     return y;
   }
-  const LibraryPlan plan = GRAFT_CPU_KERNEL(matmul_plan, a.device(), op)(s);
+  const LibraryPlan plan = GRAFT_KERNEL(matmul_plan, a.device(), op)(s);
   const LibraryWeight second = library_weight(b, plan, s.packed_b);
   const Storage scratch(plan.scratch_bytes, a.device());
-  GRAFT_CPU_KERNEL(matmul, a.device(), op)
+  GRAFT_KERNEL(matmul, a.device(), op)
   (plan, y.mutable_data<float>(), a.data<float>(), second.data,
    bias.defined() ? bias.data<float>() : nullptr, scratch.data());
   return y;

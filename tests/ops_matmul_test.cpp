@@ -98,6 +98,34 @@ TEST_CASE("matmul: one b for all") {
   matmul_row("matmul", {0}, 3, 7, 2, true);
 }
 
+// Sizes that reach every tile of kernels/cuda/gemm.cuh, with and without 16-byte access, and those
+// whose k is cut into chunks.
+TEST_CASE("matmul: tiles and chunks") {
+  const auto forward_row = [](const Shape& leading, int64_t m, int64_t k, int64_t n) {
+    for (bool ta : {false, true}) {
+      for (bool tb : {false, true}) {
+        CAPTURE(text(leading, " ", m, " ", k, " ", n, " ", ta, " ", tb));
+        op_row(
+            "matmul", {factor(matrix(leading, m, k, ta)), factor(matrix(leading, k, n, tb))},
+            [&](const Tensors& in) { return matmul(in[0], in[1], ta, tb); },
+            [&](const Arrays& in) { return outer_products(in[0], in[1], ta, tb); },
+            Options(accumulating(k)).with_threads_mattering().without_gradients());
+      }
+    }
+  };
+  forward_row({100}, 65, 3, 67);
+  forward_row({100}, 68, 9, 72);
+  forward_row({2}, 66, 261, 65);
+  forward_row({}, 68, 300, 132);
+  forward_row({}, 130, 301, 9);
+  forward_row({}, 132, 300, 12);
+  forward_row({}, 9, 301, 130);
+  forward_row({}, 12, 300, 132);
+  forward_row({}, 5, 701, 6);
+  forward_row({3}, 4, 600, 8);
+  forward_row({}, 1, 300, 1);
+}
+
 TEST_CASE("matmul: errors") {
   const auto zeros = [](Shape shape) { return Tensor::zeros(std::move(shape)); };
   op_error("matmul", "expected b to be f32 of rank 2 or more, got f32[3]", [&] {

@@ -1,0 +1,21 @@
+// Products by cuBLASLt, where the library is on the machine.
+#pragma once
+
+#include <memory>
+
+#include "kernels/plan.h"
+
+namespace graft::cuda {
+
+// A shape's product as cuBLASLt sees it, and the algorithms to choose from.
+struct LibraryProduct;
+
+// Null where there is no library or it has no algorithm for the shape. Kept for the process.
+std::shared_ptr<const LibraryProduct> library_product(const MatmulShape& shape);
+// Scratch memory that the next call wants.
+size_t library_scratch(const LibraryProduct& product);
+// y = a b + bias. All arrays aligned to 16 bytes. False: nothing was done, no algorithm works.
+bool library_matmul(const LibraryProduct& product, float* y, const float* a, const float* b,
+                    const float* bias, void* scratch);
+
+}  // namespace graft::cuda
