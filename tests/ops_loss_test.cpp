@@ -66,6 +66,9 @@ TEST_CASE("softmax and log_softmax") {
   softmax_row(real({2, 3, 300}), 1, sums);
   softmax_row(real({90, 64}), -1, sums);
   softmax_row(real({3, 1000}, -8, 8), -1, accumulating(100));
+  for (int64_t length : {3, 8, 130, 197, 260, 513, 1028, 1030}) {
+    softmax_row(real({3, length}, -8, 8), -1, accumulating(100));
+  }
   op_row(
       "softmax", {real({3, 4})}, [](const Tensors& in) { return softmax(in[0]); },
       [](const Arrays& in) { return softmax_reference(in[0], -1); }, sums);
@@ -76,6 +79,11 @@ TEST_CASE("softmax and log_softmax of extreme logits") {
   softmax_row(given({1e4, -1e4, 0, 9999, 1e4, 1e4, -1e4, -1e4, -9999}, {3, 3}), -1, values);
   softmax_row(given({1e4, -1e4, 0, 9999, 1e4, 1e4, -1e4, -1e4, -9999}, {3, 3}), 0, values);
   softmax_row(given({-kInfinity, 1, 2}, {1, 3}), -1, values);
+  std::vector<double> masked(1300, -kInfinity);
+  masked[1200] = 1;
+  masked[3] = 2;
+  softmax_row(given(masked, {1, 1300}), -1, values);
+  softmax_row(given(masked, {1300, 1}), 0, values);
   // As PyTorch: NaN for +inf, NaN or nothing but -inf.
   for (const std::vector<double>& row :
        {std::vector<double>{kInfinity, 0}, {NAN, 0}, {-kInfinity, -kInfinity}}) {
@@ -170,6 +178,11 @@ TEST_CASE("cross_entropy") {
   cross_entropy_row(real({3, 5}), given({-100, -100, -100}, {3}, Dtype::i64),
                     {false, 0.1f, Reduction::sum}, accumulating(5));
   cross_entropy_row(real({70, 1000}, -6, 6), index({70}, 1000), {true, 0.1f}, accumulating(1000));
+  for (int64_t classes : {1030, 2052}) {
+    cross_entropy_row(real({3, classes}), index({3}, classes), {true, 0.1f}, accumulating(1000));
+    cross_entropy_row(real({3, classes}), real({3, classes}, 0, 0.01), {true, 0.1f},
+                      accumulating(1000));
+  }
 }
 
 TEST_CASE("cross_entropy of extreme logits") {
@@ -288,6 +301,28 @@ TEST_CASE("cross_entropy equals PyTorch's") {
     options.reduction = Reduction::sum;
     CHECK(cross_entropy(logits, target, options).item() ==
           doctest::Approx(golden.sum).epsilon(5e-7));
+  }
+}
+
+TEST_CASE("cross_entropy: labels are checked on the host, on a device they make their row NaN") {
+  Tensor x = Tensor::zeros({3, 4}).to(test_device());
+  x.set_requires_grad();
+  CrossEntropyOptions options;
+  options.class_weights = Tensor::full({4}, 1.0f).to(test_device());
+  options.reduction = Reduction::none;
+  const Tensor host_loss = cross_entropy(x, Tensor::of<int64_t>({0, 3, 2}), options);
+  CHECK(host_loss.device() == test_device());
+  CHECK(host_loss.to_vector<float>() == std::vector<float>(3, std::log(4.0f)));
+  for (int64_t label : {int64_t{4}, int64_t{-1}, int64_t{1} << 60}) {
+    const Tensor wrong = Tensor::of<int64_t>({0, label, 2});
+    op_error("cross_entropy", "the label of row 1 is", [&] { cross_entropy(x, wrong, options); });
+    if (test_device().is_cpu()) continue;
+    x.zero_grad();
+    const Tensor loss = cross_entropy(x, wrong.to(test_device()), options);
+    backward(loss, Tensor::full({3}, 1.0f).to(test_device()));
+    const std::vector<float> rows = loss.to_vector<float>(), grad = x.grad().to_vector<float>();
+    for (size_t i = 0; i < 3; ++i) CHECK(std::isnan(rows[i]) == (i == 1));
+    for (size_t i = 0; i < 12; ++i) CHECK(std::isnan(grad[i]) == (i / 4 == 1));
   }
 }
 

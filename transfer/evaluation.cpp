@@ -18,7 +18,7 @@ Evaluation evaluate(const Forward& forward, int64_t classes, int64_t positive, B
     const Tensor logits = forward(batch.images.to(device));
     CrossEntropyOptions sum;
     sum.reduction = Reduction::sum;
-    loss_sum += static_cast<double>(cross_entropy(logits, batch.labels.to(device), sum).item());
+    loss_sum += static_cast<double>(cross_entropy(logits, batch.labels, sum).item());
     const std::vector<int64_t> actual = batch.labels.to_vector<int64_t>();
     const std::vector<int64_t> predicted = argmax(logits).to_vector<int64_t>();
     for (size_t i = 0; i < actual.size(); ++i) result.confusion.add(actual[i], predicted[i]);

@@ -193,7 +193,7 @@ void TrainingLoop::train_step(const Batch& batch) {
     optimizer_->groups()[i].learning_rate = static_cast<float>(base_rates_[i] * factor);
   }
   const Tensor logits = forward_(batch.images.to(options.device));
-  const Tensor loss = cross_entropy(logits, batch.labels.to(options.device), loss_options_);
+  const Tensor loss = cross_entropy(logits, batch.labels, loss_options_);
   const double value = static_cast<double>(loss.item());
   GRAFT_CHECK(std::isfinite(value), "training: the loss is ", value, " at step ", step + 1,
               "; lower the learning rate (--lr) or clip the gradients (--clip-norm 1)");
