@@ -1,5 +1,6 @@
 // The CUDA backend: what it says where there is no device, and its pointwise kernels where there is
 // one.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <doctest/doctest.h>
@@ -65,6 +66,17 @@ TEST_CASE("copies to the device and back keep every byte") {
   CHECK(x.clone().to_vector<float>() == v);
   CHECK_THROWS_WITH_AS(x.to({Device::Kind::cuda, 1}), doctest::Contains("CUDA_VISIBLE_DEVICES"),
                        Error);
+}
+
+TEST_CASE("a fill reaches every element and no other") {
+  if (skip("fill")) return;
+  for (const int64_t start : {0, 1, 4}) {
+    const Tensor x = Tensor::zeros({1031}, Dtype::f32, kGpu);
+    narrow(x, start, 1023).fill(2.5f);
+    std::vector<float> wanted(1031, 0.0f);
+    std::fill_n(wanted.begin() + start, 1023, 2.5f);
+    CHECK(x.to_vector<float>() == wanted);
+  }
 }
 
 TEST_CASE("pointwise kernels, aligned and not, agree with formulas in double") {

@@ -141,6 +141,8 @@ TEST_CASE("permute") {
   row({3, 19, 35, 33}, {0, 3, 1, 2});
   row({3, 19, 35, 33}, {2, 1, 3, 0});
   row({19, 35, 66}, {1, 0, 2});
+  row({3, 5, 6, 8}, {0, 2, 1, 3});    // attention's heads
+  row({2, 40, 30, 3}, {0, 3, 1, 2});  // pictures: few channels
   op_row(
       "permute", {given(kExtremes, {2, 4})},
       [](const Tensors& in) {
@@ -197,6 +199,7 @@ TEST_CASE("concat") {
   row({{2, 3, 5}, {2, 3, 1}}, -1);
   row({{90, 301}, {90, 203}}, 1);
   row({{301, 90}, {203, 90}}, 0);
+  row({{6, 8}, {6, 12}}, 1);
   op_row(
       "concat", {given(kExtremes), given(kExtremes)}, [](const Tensors& in) { return concat(in); },
       [](const Arrays& in) { return concatenated(in, 0); }, Options(kExact).without_gradients());
@@ -314,9 +317,9 @@ TEST_CASE("embedding") {
   };
   const auto call = [](const Tensors& in) { return embedding(in[0], in[1]); };
   const std::vector<std::pair<Shape, Shape>> cases{
-      {{1, 1}, {1}},          {{5, 3}, {0}}, {{5, 3}, {}},
-      {{5, 3}, {2, 7}},       {{7, 0}, {3}}, {{3, 5}, {40}},  // every row many times
-      {{1003, 37}, {29, 33}},
+      {{1, 1}, {1}},          {{5, 3}, {0}},      {{5, 3}, {}},
+      {{5, 3}, {2, 7}},       {{7, 0}, {3}},      {{3, 5}, {40}},  // every row many times
+      {{1003, 37}, {29, 33}}, {{2, 8}, {3, 300}}, {{70000, 4}, {600}},
   };
   for (const auto& [weight, ids] : cases) {
     CAPTURE(ids);
@@ -375,12 +378,13 @@ TEST_CASE("cast: half precisions round to nearest, ties to even") {
   // Every 16-bit pattern survives f32 and back; NaN stays NaN.
   std::vector<int32_t> all;
   for (int32_t bits = 0; bits < 65536; ++bits) all.push_back(bits);
-  const Tensor patterns = cast(Tensor::of(all), Dtype::i16);
+  const Tensor patterns = cast(Tensor::of(all).to(test_device()), Dtype::i16);
   for (Dtype half : {Dtype::bf16, Dtype::f16}) {
     const Tensor halves(patterns.storage(), 0, {65536}, half);
     const Tensor back = cast(cast(halves, Dtype::f32), half);
-    const auto* before = static_cast<const uint16_t*>(halves.raw());
-    const auto* after = static_cast<const uint16_t*>(back.raw());
+    const Tensor halves_here = halves.to(kCpu), back_here = back.to(kCpu);
+    const auto* before = static_cast<const uint16_t*>(halves_here.raw());
+    const auto* after = static_cast<const uint16_t*>(back_here.raw());
     const uint16_t infinity = half == Dtype::bf16 ? 0x7F80 : 0x7C00;
     int64_t different = 0;
     for (int64_t i = 0; i < 65536; ++i) {
@@ -391,7 +395,7 @@ TEST_CASE("cast: half precisions round to nearest, ties to even") {
     CHECK(different == 0);
   }
   const auto bits_of = [](const std::vector<float>& values, Dtype half) {
-    const Tensor halves = cast(Tensor::of(values), half);
+    const Tensor halves = cast(Tensor::of(values).to(test_device()), half).to(kCpu);
     const auto* bits = static_cast<const uint16_t*>(halves.raw());
     return std::vector<uint32_t>(bits, bits + values.size());
   };
@@ -407,7 +411,7 @@ TEST_CASE("cast: half precisions round to nearest, ties to even") {
 TEST_CASE("cast: every pair of types keeps small whole numbers") {
   const std::vector<Dtype> types{Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::f64, Dtype::i64,
                                  Dtype::i32, Dtype::i16,  Dtype::i8,  Dtype::u8,  Dtype::boolean};
-  const Tensor x = Tensor::of<float>({0, 1, 2, 100, 1});
+  const Tensor x = Tensor::of<float>({0, 1, 2, 100, 1}).to(test_device());
   const Tensor truth = Tensor::of<float>({0, 1, 1, 1, 1});
   for (Dtype from : types) {
     for (Dtype to : types) {

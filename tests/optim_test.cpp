@@ -6,15 +6,21 @@
 #include <omp.h>
 
 #include "engine/rng.h"
+#include "kernels/device.h"
 #include "tests/support/op_table.h"
 
 namespace graft::test {
 namespace {
 
 NamedParameter parameter(const std::string& name, const std::vector<float>& values) {
-  Tensor tensor = Tensor::of(values);
+  Tensor tensor = Tensor::of(values).to(test_device());
   tensor.set_requires_grad();
   return {name, tensor};
+}
+
+void set_grad(const NamedParameter& p, const std::vector<float>& values) {
+  Tensor tensor = p.tensor;
+  tensor.set_grad(Tensor::of(values).to(test_device()));
 }
 
 std::vector<ParameterGroup> one_group(std::vector<NamedParameter> parameters, float rate,
@@ -44,7 +50,7 @@ void check_trajectory(const Make& make, float rate, float decay, const std::vect
   NamedParameter p = parameter("p", kStart);
   const auto optimizer = make(one_group({p}, rate, decay));
   for (int k = 0; k < 5; ++k) {
-    p.tensor.set_grad(Tensor::of(gradient_of(k)));
+    set_grad(p, gradient_of(k));
     optimizer->step();
     if (k != 1 && k != 4) continue;
     const std::vector<float> values = p.tensor.to_vector<float>();
@@ -107,18 +113,25 @@ struct Textbook {
 }  // namespace
 
 TEST_CASE("one pass updates many tensors, the same with any number of threads") {
-  const std::vector<int64_t> sizes{1, 0, 17, 40000, 3, 1024, 9999};
+  std::vector<int64_t> sizes{1, 0, 17, 40000, 3, 1024, 9999};
+  sizes.insert(sizes.end(), 70, 5);  // more than one launch takes
   for (bool adam : {true, false}) {
     std::vector<std::vector<float>> results;
     const int all_threads = omp_get_max_threads();
     for (int threads : {all_threads, 1, 3}) {
       omp_set_num_threads(threads);
+      cuda::set_thread_order(results.empty()       ? cuda::ThreadOrder::forward
+                             : results.size() == 1 ? cuda::ThreadOrder::reverse
+                                                   : cuda::ThreadOrder::random);
       std::vector<NamedParameter> parameters;
       std::vector<std::vector<double>> expected;
       std::vector<Textbook> books;
       uint32_t stream = 0;
       for (int64_t size : sizes) {
-        Tensor tensor = uniform({size}, -1, 1, {5, 0, stream++});
+        // Every other one begins where 16-byte accesses cannot.
+        const int64_t skipped = stream % 2;
+        const Tensor all = uniform({skipped + size}, -1, 1, {5, 0, stream++}).to(test_device());
+        Tensor tensor = narrow(all, skipped, size);
         const std::vector<float> values = tensor.to_vector<float>();
         expected.emplace_back(values.begin(), values.end());
         tensor.set_requires_grad();
@@ -131,7 +144,7 @@ TEST_CASE("one pass updates many tensors, the same with any number of threads") 
         for (size_t t = 0; t < sizes.size(); ++t) {
           const Tensor g = uniform({sizes[t]}, -1, 1,
                                    {6, static_cast<uint64_t>(step), static_cast<uint32_t>(t)});
-          parameters[t].tensor.set_grad(g);
+          parameters[t].tensor.set_grad(g.to(test_device()));
           books[t].update(expected[t], g.to_vector<float>());
         }
         optimizer->step();
@@ -145,6 +158,7 @@ TEST_CASE("one pass updates many tensors, the same with any number of threads") 
       results.push_back(std::move(all));
     }
     omp_set_num_threads(all_threads);
+    cuda::set_thread_order(cuda::ThreadOrder::forward);
     CHECK(results[0] == results[1]);
     CHECK(results[0] == results[2]);
   }
@@ -153,13 +167,13 @@ TEST_CASE("one pass updates many tensors, the same with any number of threads") 
 TEST_CASE("a parameter without gradient does not move, and its steps are not counted") {
   for (bool adam : {true, false}) {
     NamedParameter moving = parameter("moving", kStart), idle = parameter("idle", kStart);
-    NamedParameter frozen{"frozen", Tensor::of(kStart)};
+    NamedParameter frozen{"frozen", Tensor::of(kStart).to(test_device())};
     const auto groups = one_group({moving, idle, frozen}, 0.1f, 0.5f);
     const auto optimizer = adam ? make_adamw(groups, {}) : make_sgd(groups, {});
     const uint64_t before = moving.tensor.storage()->version();
     for (int k = 0; k < 3; ++k) {
-      moving.tensor.set_grad(Tensor::of(gradient_of(k)));
-      if (k == 2) idle.tensor.set_grad(Tensor::of(gradient_of(0)));
+      set_grad(moving, gradient_of(k));
+      if (k == 2) set_grad(idle, gradient_of(0));
       const std::vector<float> idle_before = idle.tensor.to_vector<float>();
       optimizer->step();
       CHECK((idle.tensor.to_vector<float>() == idle_before) == (k < 2));
@@ -170,7 +184,7 @@ TEST_CASE("a parameter without gradient does not move, and its steps are not cou
     NamedParameter fresh = parameter("fresh", kStart);
     const auto other_groups = one_group({fresh}, 0.1f, 0.5f);
     const auto other = adam ? make_adamw(other_groups, {}) : make_sgd(other_groups, {});
-    fresh.tensor.set_grad(Tensor::of(gradient_of(0)));
+    set_grad(fresh, gradient_of(0));
     other->step();
     CHECK(idle.tensor.to_vector<float>() == fresh.tensor.to_vector<float>());
     if (adam) {
@@ -186,8 +200,8 @@ TEST_CASE("a parameter without gradient does not move, and its steps are not cou
 TEST_CASE("groups have their own learning rate, which may change between steps") {
   NamedParameter a = parameter("a", {1, 1}), b = parameter("b", {1, 1});
   const auto optimizer = make_sgd({{"a", {a}, 0.5f, 0}, {"b", {b}, 0.25f, 0}}, {0.0f, false});
-  a.tensor.set_grad(Tensor::full({2}, 1.0f));
-  b.tensor.set_grad(Tensor::full({2}, 1.0f));
+  set_grad(a, {1, 1});
+  set_grad(b, {1, 1});
   optimizer->step();
   CHECK(a.tensor.to_vector<float>() == std::vector<float>{0.5f, 0.5f});
   CHECK(b.tensor.to_vector<float>() == std::vector<float>{0.75f, 0.75f});
@@ -209,7 +223,7 @@ TEST_CASE("state saved and restored gives the same bits") {
           optimizer = make(one_group({p}, 0.05f, 0.1f));
           optimizer->load_state(state);
         }
-        p.tensor.set_grad(Tensor::of(gradient_of(k)));
+        set_grad(p, gradient_of(k));
         optimizer->step();
       }
       return p.tensor.to_vector<float>();
@@ -220,7 +234,7 @@ TEST_CASE("state saved and restored gives the same bits") {
   NamedParameter p = parameter("fc.weight", kStart);
   const auto optimizer = make_adamw(one_group({p}, 0.05f, 0), {});
   CHECK(optimizer->state().empty());
-  p.tensor.set_grad(Tensor::of(gradient_of(0)));
+  set_grad(p, gradient_of(0));
   optimizer->step();
   auto state = optimizer->state();
   CHECK(state.size() == 3);
@@ -233,7 +247,7 @@ TEST_CASE("state saved and restored gives the same bits") {
 TEST_CASE("state that does not fit is refused and changes nothing") {
   NamedParameter p = parameter("fc.weight", kStart);
   const auto optimizer = make_adamw(one_group({p}, 0.05f, 0), {});
-  p.tensor.set_grad(Tensor::of(gradient_of(0)));
+  set_grad(p, gradient_of(0));
   optimizer->step();
   auto state = optimizer->state();
   state["head.bias/exp_avg"] = Tensor::zeros({4});
@@ -268,15 +282,15 @@ TEST_CASE("optimizer settings are checked") {
   const auto optimizer = make_sgd({}, {});
   optimizer->step();
   optimizer->groups().push_back({"late", {p}, 0.1f, 0});
-  p.tensor.set_grad(Tensor::of(gradient_of(0)));
+  set_grad(p, gradient_of(0));
   op_error("sgd", "p was not there when the optimizer was made", [&] { optimizer->step(); });
 }
 
 TEST_CASE("clip_grad_norm") {
   NamedParameter a = parameter("a", {0, 0}), b = parameter("b", {0}), none = parameter("c", {0});
   const auto set = [&] {
-    a.tensor.set_grad(Tensor::of<float>({3, 4}));
-    b.tensor.set_grad(Tensor::of<float>({12}));
+    set_grad(a, {3, 4});
+    set_grad(b, {12});
   };
   set();
   CHECK(clip_grad_norm({a, b, none}, 26) == 13.0f);
@@ -286,15 +300,27 @@ TEST_CASE("clip_grad_norm") {
   CHECK(b.tensor.grad().to_vector<float>()[0] == doctest::Approx(6).epsilon(1e-6));
   CHECK(clip_grad_norm({none}, 1) == 0.0f);
   // Squares beyond the range of f32, and numbers that are none.
-  a.tensor.set_grad(Tensor::of<float>({3e30f, 4e30f}));
+  set_grad(a, {3e30f, 4e30f});
   CHECK(clip_grad_norm({a}, 1) == 5e30f);
   CHECK(a.tensor.grad().to_vector<float>()[0] == doctest::Approx(0.6).epsilon(1e-6));
   for (float bad : {NAN, INFINITY}) {
     set();
-    b.tensor.set_grad(Tensor::of<float>({bad}));
+    set_grad(b, {bad});
     CHECK_FALSE(std::isfinite(clip_grad_norm({a, b}, 1)));
     CHECK(a.tensor.grad().to_vector<float>() == std::vector<float>{3, 4});
   }
+  // Sums of many pieces.
+  std::vector<NamedParameter> many;
+  double squares = 0;
+  for (int64_t size : {70001, 1, 4096, 12345}) {
+    const Tensor g = uniform({size}, -1, 1, {8, 0, static_cast<uint32_t>(size)});
+    for (float v : g.to_vector<float>()) squares += double{v} * double{v};
+    many.push_back(parameter(text("p", size), std::vector<float>(static_cast<size_t>(size))));
+    many.back().tensor.set_grad(g.to(test_device()));
+  }
+  const auto norm = static_cast<float>(std::sqrt(squares));
+  CHECK(clip_grad_norm(many, 2) == norm);
+  CHECK(clip_grad_norm(many, 3) == doctest::Approx(2).epsilon(1e-6));
   op_error("clip_grad_norm", "expected max_norm of at least 0, got -1",
            [&] { clip_grad_norm({a}, -1); });
 }

@@ -29,6 +29,7 @@ constexpr unsigned kWarp = 32;
 constexpr unsigned kDigitBits = 8, kDigits = 1u << kDigitBits;
 constexpr int64_t kTile = 512;  // keys that one warp sorts
 constexpr int64_t kPiece = 16;  // sorted keys that one block sums
+constexpr int kAhead = 8;       // rows that a thread has under way
 
 // ---- stable sort of (key, position) pairs
 
@@ -116,8 +117,15 @@ __global__ void move_pairs_kernel(Pairs to, Pairs from, const uint32_t* places, 
 
 // ---- sums of sorted pairs
 
-// Sums of the keys of a piece that the piece does not hold whole: the one that began before it, and
-// the one that begins in it and goes on behind it. (pieces, 2, width)
+template <class T, int kWidth>
+__device__ void store_rounded(T* to, const Pack<float, kWidth>& sum) {
+  Pack<T, kWidth> rounded;
+  for (int k = 0; k < kWidth; ++k) rounded.v[k] = static_cast<T>(sum.v[k]);
+  store(to, rounded);
+}
+
+// partial: sums of the keys of a piece that the piece does not hold whole: the one that began
+// before it, and the one that begins in it and goes on behind it. (pieces, 2, width)
 template <class T, int kWidth>
 __global__ void sum_pieces_kernel(T* out, float* partial, Pairs sorted, const T* g, int64_t n,
                                   int64_t width) {
@@ -126,21 +134,28 @@ __global__ void sum_pieces_kernel(T* out, float* partial, Pairs sorted, const T*
   const int64_t begin = blockIdx.x * kPiece, end = min(begin + kPiece, n);
   bool goes_on = begin > 0 && sorted.keys[begin - 1] == sorted.keys[begin];
   Pack<float, kWidth> sum{};
-  for (int64_t i = begin; i < end; ++i) {
-    const Pack<T, kWidth> row = load<kWidth>(g + sorted.positions[i] * width + column);
-    for (int k = 0; k < kWidth; ++k) sum.v[k] += static_cast<float>(row.v[k]);
-    const uint32_t key = sorted.keys[i];
-    const bool last = i + 1 == n || sorted.keys[i + 1] != key;
-    if (!last && i + 1 < end) continue;
-    if (last && !goes_on) {
-      Pack<T, kWidth> rounded;
-      for (int k = 0; k < kWidth; ++k) rounded.v[k] = static_cast<T>(sum.v[k]);
-      store(out + key * width + column, rounded);
-    } else {
-      store(partial + (2 * int64_t{blockIdx.x} + (goes_on ? 0 : 1)) * width + column, sum);
+  for (int64_t start = begin; start < end; start += kAhead) {
+    // All loads first, so that they are under way together.
+    Pack<T, kWidth> rows[kAhead];
+    for (int a = 0; a < kAhead; ++a) {
+      rows[a] = load<kWidth>(g + sorted.positions[min(start + a, end - 1)] * width + column);
     }
-    goes_on = false;
-    sum = {};
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int64_t i = start + a;
+      if (i >= end) break;
+      for (int k = 0; k < kWidth; ++k) sum.v[k] += static_cast<float>(rows[a].v[k]);
+      const uint32_t key = sorted.keys[i];
+      const bool last = i + 1 == n || sorted.keys[i + 1] != key;
+      if (!last && i + 1 < end) continue;
+      if (last && !goes_on) {
+        store_rounded(out + key * width + column, sum);
+      } else {
+        store(partial + (2 * int64_t{blockIdx.x} + (goes_on ? 0 : 1)) * width + column, sum);
+      }
+      goes_on = false;
+      sum = {};
+    }
   }
 }
 
@@ -159,9 +174,7 @@ __global__ void join_pieces_kernel(T* out, const float* partial, Pairs sorted, i
     const Pack<float, kWidth> next = load<kWidth>(partial + start / kPiece * 2 * width + column);
     for (int k = 0; k < kWidth; ++k) sum.v[k] += next.v[k];
   }
-  Pack<T, kWidth> rounded;
-  for (int k = 0; k < kWidth; ++k) rounded.v[k] = static_cast<T>(sum.v[k]);
-  store(out + key * width + column, rounded);
+  store_rounded(out + key * width + column, sum);
 }
 
 int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }

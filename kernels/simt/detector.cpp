@@ -1,9 +1,9 @@
 // The race and uninitialised-read detector. The kernels' files are compiled with -fsanitize=thread
 // but linked without its library: every load and store of a kernel calls a function of this file.
 //
-// For every four bytes of device and shared memory a Note says who wrote and who read them last.
-// Two accesses to the same bytes by different threads, at least one a write and not both atomic,
-// race
+// For every four bytes of device and shared memory a Note says who wrote and who read them last;
+// for every byte where smaller types were moved. Two accesses to the same bytes by different
+// threads, at least one a write and not both atomic, race
 //   in one block   unless a __syncthreads() lies between them, or a __syncwarp() of their whole
 //   warp; in two blocks  of one launch: always.
 // The rule does not depend on the order in which the simulator runs the threads, so one run tells.
@@ -44,6 +44,7 @@ struct Note {
   uint32_t write_warp_epoch, read_warp_epoch;
   uint16_t write_thread, read_thread;
   uint8_t written;  // one bit a byte
+  bool split;       // part of the four bytes was accessed: each has its own note now
   bool write_atomic;
   bool read_by_blocks;   // more than one block of the launch read it
   bool read_by_threads;  // more than one thread of the epoch read it, at the same warp epoch
@@ -54,12 +55,12 @@ struct Note {
 
 constexpr uint32_t kWarp = 32;
 
-// Notes by page of 16 KiB, made at the first touch.
+// Notes by page of 4096, made at the first touch. Each is for 2^shift bytes.
 class Notes {
  public:
-  Note& at(const void* address) {
-    const auto cell = reinterpret_cast<uintptr_t>(address) >> 2;
-    const uintptr_t page = cell >> kPageBits;
+  explicit Notes(int shift) : shift_(shift) {}
+  Note& at(uintptr_t address) {
+    const uintptr_t cell = address >> shift_, page = cell >> kPageBits;
     if (page != last_page_) {
       std::vector<Note>& found = pages_[page];
       if (found.empty()) found.resize(size_t{1} << kPageBits);
@@ -71,13 +72,18 @@ class Notes {
 
  private:
   static constexpr int kPageBits = 12;
+  int shift_;
   std::unordered_map<uintptr_t, std::vector<Note> > pages_;
   uintptr_t last_page_ = ~uintptr_t{0};
   Note* last_ = nullptr;
 };
 
-Notes& notes() {
-  static auto* one = new Notes;
+Notes& word_notes() {
+  static auto* one = new Notes(2);
+  return *one;
+}
+Notes& byte_notes() {
+  static auto* one = new Notes(0);
   return *one;
 }
 
@@ -87,10 +93,20 @@ void each_note(const void* data, size_t bytes, const Use& use) {
   auto begin = reinterpret_cast<uintptr_t>(data);
   const uintptr_t end = begin + bytes;
   while (begin < end) {
-    const uintptr_t first = begin & 3, last = std::min<uintptr_t>(4, first + (end - begin));
-    use(notes().at(reinterpret_cast<const void*>(begin)),
-        static_cast<uint8_t>(((1u << last) - 1) & ~((1u << first) - 1)));
-    begin += last - first;
+    const uintptr_t word = begin & ~uintptr_t{3}, last = std::min(word + 4, end);
+    Note& note = word_notes().at(word);
+    if (!note.split && last - begin < 4) {
+      for (uintptr_t byte = 0; byte < 4; ++byte) byte_notes().at(word + byte) = note;
+      note.split = true;
+    }
+    if (!note.split) {
+      use(note, uint8_t{0xF});
+    } else {
+      for (uintptr_t byte = begin; byte < last; ++byte) {
+        use(byte_notes().at(byte), static_cast<uint8_t>(1u << (byte & 3)));
+      }
+    }
+    begin = last;
   }
 }
 
@@ -121,8 +137,13 @@ std::string source_line(const void* address) {
   return line.empty() || line[0] == '?' ? "" : " at " + line;
 }
 
+// The launch (its first_run) that a report has ended: it is watched no longer. Making the message
+// calls functions of the standard library, of which the linker may have kept a watched copy.
+uint32_t reported_launch = 0;
+
 [[noreturn]] __attribute__((noinline)) void report(const char* what, const void* data,
                                                    const void* code) {
+  reported_launch = moment().first_run;
   violation(text("detector: ", what,
                  shared_memory().holds(data) ? " in shared memory" : " in device memory",
                  source_line(code)));
@@ -206,7 +227,7 @@ bool is_constant(const void* data) {
 enum class Kind { read, write };
 
 void on_access(const void* data, size_t bytes, Kind kind, bool atomic, const void* code) {
-  if (!in_kernel()) return;
+  if (!in_kernel() || moment().first_run == reported_launch) return;
   const bool shared = shared_memory().holds(data);
   if (!shared && !in_device_range(data)) {
     if (stack_memory().holds(data) || (kind == Kind::read && is_constant(data))) return;
@@ -225,7 +246,8 @@ void on_access(const void* data, size_t bytes, Kind kind, bool atomic, const voi
 
 // An access that the compiler takes to be aligned to its size.
 void on_aligned(const void* data, size_t bytes, Kind kind, const void* code) {
-  if (in_kernel() && reinterpret_cast<uintptr_t>(data) % bytes != 0) {
+  if (in_kernel() && moment().first_run != reported_launch &&
+      reinterpret_cast<uintptr_t>(data) % bytes != 0) {
     report("a misaligned address", data, code);
   }
   on_access(data, bytes, kind, false, code);
@@ -249,16 +271,17 @@ void note_written(const void* data, size_t bytes) {
 void note_copied(void* target, const void* source, size_t bytes) {
   const auto* from = static_cast<const char*>(source);
   auto* to = static_cast<char*>(target);
-  for (size_t i = 0; i < bytes; ++i) {
-    const auto bit = [](const void* p) { return reinterpret_cast<uintptr_t>(p) & 3; };
-    const bool set = notes().at(from + i).written >> bit(from + i) & 1;
-    Note& note = notes().at(to + i);
-    note.write_run = note.read_run = 0;
-    if (set) {
-      note.written |= static_cast<uint8_t>(1u << bit(to + i));
-    } else {
-      note.written &= static_cast<uint8_t>(~(1u << bit(to + i)));
-    }
+  const auto odd = (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to)) & 3;
+  size_t step = 0;
+  for (size_t i = 0; i < bytes; i += step) {
+    step = odd == 0 && bytes - i >= 4 ? 4 : 1;
+    uint8_t written = 0;
+    each_note(from + i, step, [&](Note& note, uint8_t mask) { written |= note.written & mask; });
+    if (step == 1 && written != 0) written = 0xF;
+    each_note(to + i, step, [=](Note& note, uint8_t mask) {
+      note.write_run = note.read_run = 0;
+      note.written = static_cast<uint8_t>((note.written & ~mask) | (written & mask));
+    });
   }
 }
 void note_fresh(const void* data, size_t bytes) {
