@@ -104,6 +104,28 @@ TEST_CASE("1x1 convolution: as a convolution and, from 64 channels on, as a prod
            stride_and_padding(1, Padding::symmetric(1, 1)));
 }
 
+TEST_CASE("dense convolution: channels in fours, strides beside dilations, groups") {
+  conv_row("conv2d", {2, 4, 3, 8}, {12, 1, 1, 8}, true, {});
+  conv_row("conv2d", {1, 5, 6, 8}, {36, 3, 3, 8}, true,
+           stride_and_padding(1, Padding::symmetric(1, 1)));
+  conv_row("conv2d", {2, 4, 3, 8}, {8, 1, 1, 4}, true, stride_and_padding(1, {}, 1, 2));
+  conv_row("conv2d", {1, 6, 7, 16}, {8, 3, 3, 8}, false,
+           stride_and_padding(2, Padding::symmetric(1, 1), 1, 2));
+  // Pixels that few taps reach, or none: a stride that the dilation divides into or shares a factor
+  // with, kernels smaller than the stride, images smaller than it.
+  for (int64_t in : {3, 4}) {
+    for (int64_t stride : {2, 3, 4}) {
+      for (int64_t dilation : {1, 2, 3}) {
+        conv_row("conv2d", {2, 9, 8, in}, {6, 3, 2, in}, false,
+                 stride_and_padding(stride, {2, 1, 0, 3}, dilation));
+      }
+      conv_row("conv2d", {1, 7, 6, in}, {5, 1, 1, in}, false, stride_and_padding(stride, {}));
+    }
+  }
+  conv_row("conv2d", {1, 1, 2, 4}, {3, 2, 2, 4}, true, stride_and_padding(3, {1, 2, 1, 0}));
+  conv_row("conv2d", {2, 8, 9, 4}, {3, 2, 3, 4}, true, {3, 2, 1, 2, {1, 0, 2, 1}, 1});
+}
+
 TEST_CASE("more than one thread's share") {
   conv_row("conv2d", {4, 14, 14, 20}, {24, 3, 3, 20}, false,
            stride_and_padding(1, Padding::symmetric(1, 1)));
