@@ -16,10 +16,16 @@ struct alignas(sizeof(T) * kWidth) Pack {
 
 template <int kWidth, class T>
 __device__ Pack<T, kWidth> load(const T* from) {
+#ifdef GRAFT_SIMT
+  simt::check_aligned(from, alignof(Pack<T, kWidth>));
+#endif
   return *reinterpret_cast<const Pack<T, kWidth>*>(from);
 }
 template <class T, int kWidth>
 __device__ void store(T* to, const Pack<T, kWidth>& pack) {
+#ifdef GRAFT_SIMT
+  simt::check_aligned(to, alignof(Pack<T, kWidth>));
+#endif
   *reinterpret_cast<Pack<T, kWidth>*>(to) = pack;
 }
 

@@ -183,6 +183,9 @@ GRAFT_SIMT_PLAIN R fold(const char* name, unsigned mask, T mine, R result, F f,
   return result;
 }
 GRAFT_SIMT_PLAIN unsigned lane_here() { return here().lane(); }
+GRAFT_SIMT_PLAIN void check_aligned(const void* data, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(data) % bytes != 0) misaligned(bytes);
+}
 GRAFT_SIMT_PLAIN void check_width(const char* name, int width) {
   if (width < 1 || width > kWarpSize || (width & (width - 1)) != 0) bad_width(name, width);
 }

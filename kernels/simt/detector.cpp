@@ -145,7 +145,9 @@ uint32_t reported_launch = 0;
                                                    const void* code) {
   reported_launch = moment().first_run;
   violation(text("detector: ", what,
-                 shared_memory().holds(data) ? " in shared memory" : " in device memory",
+                 shared_memory().holds(data) ? " in shared memory"
+                 : in_device_range(data)     ? " in device memory"
+                                             : "",
                  source_line(code)));
 }
 

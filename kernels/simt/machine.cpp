@@ -59,7 +59,9 @@ struct Variable {
 // One block at a time; the callers in runtime.cpp hold the device's lock.
 class Machine {
  public:
-  Machine() : arena_(new (std::align_val_t{1024}) char[kArenaBytes]) {}
+  Machine() : arena_(new (std::align_val_t{1024}) char[kArenaBytes]) {
+    std::memset(arena_, 0xFF, kArenaBytes);
+  }
 
   void run_grid(const Launch& launch);
   const Thread& thread() const { return *context_; }
@@ -101,6 +103,7 @@ class Machine {
   void release_barrier();
   std::string stuck() const;
   void begin_shared();
+  void check_red_zones();
 
   const Launch* launch_ = nullptr;
   Thread* context_ = nullptr;  // null while no thread runs
@@ -160,14 +163,33 @@ void Machine::run_grid(const Launch& launch) {
 
 void Machine::begin_shared() {
   __asan_unpoison_memory_region(arena_, kArenaBytes);
-  std::memset(arena_, 0xFF, std::max(dirty_bytes_, launch_->dynamic_shared_bytes));
+  std::memset(arena_, 0xFF, std::max(dirty_bytes_, launch_->dynamic_shared_bytes + kRedZone));
   note_fresh(arena_, std::max(dirty_bytes_, launch_->dynamic_shared_bytes));
   __asan_poison_memory_region(arena_, kArenaBytes);
   __asan_unpoison_memory_region(arena_, launch_->dynamic_shared_bytes);
   variables_.clear();
   static_bytes_ = 0;
   arena_used_ = launch_->dynamic_shared_bytes + kRedZone;
-  dirty_bytes_ = launch_->dynamic_shared_bytes;
+  dirty_bytes_ = arena_used_;
+}
+
+// AddressSanitizer reports what it sees at once; elsewhere a write into a red zone shows
+// afterwards.
+void Machine::check_red_zones() {
+#ifndef __SANITIZE_ADDRESS__
+  const auto intact = [](const char* zone) {
+    return std::all_of(zone, zone + kRedZone, [](char c) { return c == '\xFF'; });
+  };
+  if (!intact(arena_ + launch_->dynamic_shared_bytes)) {
+    problem_ = text(name("block", block_), " wrote past its ", launch_->dynamic_shared_bytes,
+                    " bytes of dynamic shared memory");
+  }
+  for (const Variable& variable : variables_) {
+    if (intact(variable.data + variable.bytes)) continue;
+    problem_ = text(name("block", block_), " wrote past the end of a shared variable of ",
+                    variable.bytes, " bytes");
+  }
+#endif
 }
 
 void Machine::run_block(uint3 block) {
@@ -190,7 +212,10 @@ void Machine::run_block(uint3 block) {
   unsigned done = 0;
   while (problem_.empty()) {
     if (next_ready_ == ready_.size()) {
-      if (done == threads) break;
+      if (done == threads) {
+        check_red_zones();
+        break;
+      }
       const bool all = std::all_of(slots_.begin(), slots_.end(),
                                    [](const Slot& s) { return s.state == State::at_barrier; });
       if (all) {
@@ -245,7 +270,16 @@ void Machine::run_thread(unsigned index) {
 
 void Machine::make_ready(unsigned index) {
   slots_[index].state = State::ready;
+  // Forward: everybody gets a turn before anybody's second. Reverse: a warp that can go on does,
+  // before the others have begun. A race between warps that shuffle shows in one of them.
+  if (order_ == Order::reverse) {
+    ready_[--next_ready_] = index;
+    return;
+  }
   ready_.push_back(index);
+  if (order_ == Order::random) {
+    std::swap(ready_.back(), ready_[next_ready_ + random_() % (ready_.size() - next_ready_)]);
+  }
 }
 
 BarrierResult Machine::barrier(bool value, const Where& where) {
@@ -279,7 +313,8 @@ void Machine::release_barrier() {
   std::vector<unsigned> order(slots_.size());
   std::iota(order.begin(), order.end(), 0u);
   arrange(order);
-  for (unsigned index : order) make_ready(index);
+  for (unsigned index : order) slots_[index].state = State::ready;
+  ready_ = std::move(order);
 }
 
 std::string Machine::stuck() const {
@@ -392,6 +427,9 @@ void* Machine::shared_variable(const void* key, size_t bytes, size_t alignment) 
   __asan_unpoison_memory_region(data, bytes);
   std::memset(data, 0xFF, bytes);
   note_fresh(data, bytes);
+#ifndef __SANITIZE_ADDRESS__
+  std::memset(data + bytes, 0xFF, kRedZone);
+#endif
   dirty_bytes_ = arena_used_;
   variables_.push_back({key, data, bytes});
   return data;
@@ -455,6 +493,9 @@ const Thread& here() { return machine().thread(); }
 bool in_kernel() { return machine().running(); }
 void run_grid(const Launch& launch) { machine().run_grid(launch); }
 void violation(std::string what) { machine().violation(std::move(what)); }
+void misaligned(size_t bytes) {
+  violation(text("accesses ", bytes, " bytes at an address that is not a multiple of that"));
+}
 void bad_width(const char* shuffle, int width) {
   violation(text(shuffle, " of width ", width, "; 1, 2, 4, 8, 16 and 32 exist"));
 }

@@ -49,6 +49,7 @@ void run_grid(const Launch& launch);
 // Ends the running grid because device code broke a rule. By value: the frames of an abandoned
 // thread are never unwound, so nothing there may own memory.
 [[noreturn]] void violation(std::string what);
+[[noreturn]] void misaligned(size_t bytes);
 [[noreturn]] void bad_width(const char* shuffle, int width);
 // "block (1, 0, 0) thread (32, 0, 0)": where we are.
 std::string position();
