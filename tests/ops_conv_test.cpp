@@ -132,7 +132,7 @@ TEST_CASE("more than one thread's share") {
 }
 
 TEST_CASE("depthwise convolution: channel counts around vector widths") {
-  for (int64_t channels : {1, 2, 4, 7, 8, 9, 15, 16, 17, 24, 33}) {
+  for (int64_t channels : {1, 2, 4, 7, 8, 9, 15, 16, 17, 24, 33, 36}) {
     depthwise_row("conv2d", channels, 5, 3, stride_and_padding(1, Padding::symmetric(1, 1)));
     depthwise_row("conv2d", channels, 6, 5, stride_and_padding(2, {1, 2, 1, 2}), 1);
   }
