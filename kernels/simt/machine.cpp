@@ -136,7 +136,14 @@ uint3 unravel(unsigned index, const dim3& sizes) {
   return {index % sizes.x, index / sizes.x % sizes.y, index / sizes.x / sizes.y};
 }
 
-std::string place(const Where& where) { return text(where.file_name(), ":", where.line()); }
+// Prints as file:line. No string: an abandoned thread would not destroy it.
+struct Place {
+  const Where& where;
+  friend std::ostream& operator<<(std::ostream& out, const Place& place) {
+    return out << place.where.file_name() << ':' << place.where.line();
+  }
+};
+Place place(const Where& where) { return {where}; }
 
 std::string name(const char* what, const uint3& at) {
   return text(what, " (", at.x, ", ", at.y, ", ", at.z, ")");
