@@ -108,17 +108,17 @@ auto visit_tile(GemmTileKind kind, const Use& use) {
 
 // A row-major matrix (rows, depth) with k along memory, or (depth, rows) with rows along memory.
 // kPack 4 wants 16-byte alignment of `data`, and `rows` and `stride` that 4 divides.
-template <bool kAlong, int kPackWidth_ = 1>
+template <bool kAlong, int kPackWidth_ = 1, class T = float>
 struct MatrixOperand {
   static constexpr bool kAlongRows = kAlong;
   static constexpr int kPack = kPackWidth_;
-  const float* data;
+  const T* data;
   int64_t rows;
   int depth;
   int64_t batch_stride = 0;
 
   struct Row {
-    const float* first;  // null: outside
+    const T* first;  // null: outside
   };
   struct Column {
     int64_t offset;  // negative: outside
@@ -131,7 +131,7 @@ struct MatrixOperand {
     if (k >= depth) return {-1};
     return {kAlong ? k * rows : k};
   }
-  __device__ const float* at(const Row& row, const Column& column) const {
+  __device__ const T* at(const Row& row, const Column& column) const {
     return row.first != nullptr && column.offset >= 0 ? row.first + column.offset : nullptr;
   }
 };
@@ -270,7 +270,28 @@ __device__ void store_tile(const float (&sums)[Tile::kThreadM][Tile::kThreadN],
   }
 }
 
-// One block a tile and chunk: chunks slowest, columns of tiles fastest.
+// Which tile and chunk a block computes: chunks slowest, columns of tiles fastest.
+template <class Tile>
+struct GemmBlock {
+  unsigned batch, split, tile_m, tile_n;
+  int begin, end;  // of k
+  __device__ explicit GemmBlock(const GemmCut& cut) {
+    // gemm_grid() makes sure that 31 bits are enough.
+    unsigned rest = blockIdx.x;
+    tile_n = rest % static_cast<unsigned>(cut.tiles_n);
+    rest /= static_cast<unsigned>(cut.tiles_n);
+    tile_m = rest % static_cast<unsigned>(cut.tiles_m);
+    rest /= static_cast<unsigned>(cut.tiles_m);
+    batch = rest % static_cast<unsigned>(cut.batch);
+    split = rest / static_cast<unsigned>(cut.batch);
+    const int64_t first = split * cut.chunk;
+    begin = static_cast<int>(first);
+    end = static_cast<int>(cut.k - first < cut.chunk ? cut.k : first + cut.chunk);
+  }
+  __device__ int64_t first_row() const { return int64_t{tile_m} * Tile::kM; }
+  __device__ int64_t first_column() const { return int64_t{tile_n} * Tile::kN; }
+};
+
 template <class Tile, class A, class B, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     gemm_kernel(A a, B b, Epilogue epilogue, GemmPartials partials, GemmCut cut) {
@@ -279,32 +300,21 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   GRAFT_SHARED(float, tile_a, [2][PanelA::kFloats]);
   GRAFT_SHARED(float, tile_b, [2][PanelB::kFloats]);
 
-  // The host makes sure that the number of blocks fits in 31 bits.
-  unsigned rest = blockIdx.x;
-  const unsigned tile_n = rest % static_cast<unsigned>(cut.tiles_n);
-  rest /= static_cast<unsigned>(cut.tiles_n);
-  const unsigned tile_m = rest % static_cast<unsigned>(cut.tiles_m);
-  rest /= static_cast<unsigned>(cut.tiles_m);
-  const int64_t batch = rest % static_cast<unsigned>(cut.batch);
-  const int64_t split = rest / static_cast<unsigned>(cut.batch);
-  const int64_t first_row = int64_t{tile_m} * Tile::kM, first_column = int64_t{tile_n} * Tile::kN;
-  const int begin = static_cast<int>(split * cut.chunk);
-  const int end = static_cast<int>(cut.k - begin < cut.chunk ? cut.k : begin + cut.chunk);
-
-  const PanelA panel_a(a, batch, first_row);
-  const PanelB panel_b(b, batch, first_column);
+  const GemmBlock<Tile> block(cut);
+  const PanelA panel_a(a, block.batch, block.first_row());
+  const PanelB panel_b(b, block.batch, block.first_column());
   const GemmPlace<Tile> place;
   float sums[Tile::kThreadM][Tile::kThreadN] = {};
 
-  panel_a.copy(tile_a[0], begin);
-  panel_b.copy(tile_b[0], begin);
+  panel_a.copy(tile_a[0], block.begin);
+  panel_b.copy(tile_b[0], block.begin);
   commit_copies();
   int current = 0;
-  for (int k = begin; k < end; k += Tile::kDepth) {
+  for (int k = block.begin; k < block.end; k += Tile::kDepth) {
     wait_copies<0>();
     // The current panels are there for all, and all are done with the other ones.
     __syncthreads();
-    if (k + Tile::kDepth < end) {
+    if (k + Tile::kDepth < block.end) {
       panel_a.copy(tile_a[current ^ 1], k + Tile::kDepth);
       panel_b.copy(tile_b[current ^ 1], k + Tile::kDepth);
       commit_copies();
@@ -315,10 +325,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   }
 
   if (cut.splits == 1) {
-    store_tile<Tile>(sums, place, epilogue, batch, first_row, first_column, cut);
-  } else {
-    store_tile<Tile>(sums, place, partials, split * cut.batch + batch, first_row, first_column,
+    store_tile<Tile>(sums, place, epilogue, block.batch, block.first_row(), block.first_column(),
                      cut);
+  } else {
+    store_tile<Tile>(sums, place, partials, block.split * cut.batch + block.batch,
+                     block.first_row(), block.first_column(), cut);
   }
 }
 
@@ -339,26 +350,36 @@ __global__ void sum_splits_kernel(Epilogue epilogue, const float* partials, Gemm
   }
 }
 
+template <class Tile>
+Grid gemm_grid(const char* op, const GemmCut& cut) {
+  const int64_t blocks = cut.tiles() * cut.splits;
+  GRAFT_CHECK(blocks <= INT32_MAX && cut.k <= INT32_MAX, op, ": a product of ", cut.batch, " x (",
+              cut.m, " x ", cut.k, ") (", cut.k, " x ", cut.n,
+              ") is too large for one grid; split the batch");
+  return {dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads)};
+}
+
+// The second pass, where there is one.
+template <class Epilogue>
+void sum_splits(const char* op, const Epilogue& epilogue, const GemmCut& cut,
+                const float* partials) {
+  if (cut.splits == 1) return;
+  const int64_t outputs = cut.batch * cut.m * cut.n;
+  if (cut.n % 4 == 0 && epilogue.wide) {
+    launch(op, grid_for(outputs / 4), 0, sum_splits_kernel<4, Epilogue>, epilogue, partials, cut);
+  } else {
+    launch(op, grid_for(outputs), 0, sum_splits_kernel<1, Epilogue>, epilogue, partials, cut);
+  }
+}
+
 // Runs a product (k below 2^31) that was cut with cut_gemm<Tile>(). partials: cut.partials()
 // floats, 16-byte aligned.
 template <class Tile, class A, class B, class Epilogue>
 void launch_gemm(const char* op, const A& a, const B& b, const Epilogue& epilogue,
                  const GemmCut& cut, float* partials) {
-  const int64_t blocks = cut.tiles() * cut.splits;
-  GRAFT_CHECK(blocks <= INT32_MAX && cut.k <= INT32_MAX, op, ": a product of ", cut.batch, " x (",
-              cut.m, " x ", cut.k, ") (", cut.k, " x ", cut.n,
-              ") is too large for one grid; split the batch");
-  const bool wide = cut.n % 4 == 0;
-  launch(op, Grid{dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads)}, 0,
-         gemm_kernel<Tile, A, B, Epilogue>, a, b, epilogue,
-         GemmPartials{partials, cut.m, cut.n, wide}, cut);
-  if (cut.splits == 1) return;
-  const int64_t outputs = cut.batch * cut.m * cut.n;
-  if (wide && epilogue.wide) {
-    launch(op, grid_for(outputs / 4), 0, sum_splits_kernel<4, Epilogue>, epilogue, partials, cut);
-  } else {
-    launch(op, grid_for(outputs), 0, sum_splits_kernel<1, Epilogue>, epilogue, partials, cut);
-  }
+  launch(op, gemm_grid<Tile>(op, cut), 0, gemm_kernel<Tile, A, B, Epilogue>, a, b, epilogue,
+         GemmPartials{partials, cut.m, cut.n, cut.n % 4 == 0}, cut);
+  sum_splits(op, epilogue, cut, partials);
 }
 
 }  // namespace graft::cuda
