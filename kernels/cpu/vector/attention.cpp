@@ -3,14 +3,15 @@
 //   y = softmax(s) v,  s = q k^T scale + mask;   with p = e^(s - log_sum_exp):
 //   dv = p^T g,  dp = g v^T,  ds = p (dp - rowsum(g y)),  dq = scale ds k,  dk = scale ds^T q
 //
-// Source: Dao et al. 2022 and 2023 (FlashAttention, FlashAttention-2). A thread takes a tile of 64
-// queries of one head (dk, dv: of 64 keys), turned so that tokens lie across the vector's lanes
-// (attention_tiles.h), and goes through the other side in tiles of 64 with the online softmax.
+// Source: Dao et al. 2022 and 2023 (FlashAttention, FlashAttention-2). Forward, a thread takes a
+// tile of 64 queries of one head, turned so that tokens lie across the vector's lanes
+// (attention_tiles.h), and goes through the keys in tiles of 64 with the online softmax. Backward,
+// a thread takes a head, its keys in tiles of 64 across the lanes, and goes through the queries.
 //
 // Layout: kernels/attention.h, no alignment assumed.
 // Numerics: f32. A maximum of -infinity counts as 0 in the exponents; a row whose scores are all
 // -infinity becomes 0 / 0 = NaN, as do rows with NaN or +infinity.
-// Deterministic: a tile is one thread's, in the order of the tokens.
+// Deterministic: a tile (backward: a head) is one thread's, in the order of the tokens.
 #include "kernels/attention.h"
 
 #include <cmath>
@@ -41,29 +42,22 @@ class Memory {
   float* next_;
 };
 
-// Calls body(tile, lanes) for every tile that holds tokens; the body's thread is its own.
-template <class Body>
-void for_tiles(const Inputs& in, TileOf of, int64_t cost, const Body& body) {
-  parallel_for(attention_tiles(in, of, kTile), cost, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const AttentionTile tile = attention_tile(in, of, kTile, i);
-      const int64_t tokens = of == TileOf::queries ? tile.head.queries : tile.head.keys;
-      if (tile.begin >= tokens) continue;
-      body(tile, std::min(kTile, tokens - tile.begin));
-    }
-  });
+// Multiplications of `queries` queries of a head with its keys, for parallel_for.
+int64_t cost_of(const Inputs& in, int64_t queries) {
+  const int64_t sequences = in.query_offsets != nullptr ? in.batch : 1;
+  return (in.depth + in.width) * queries * std::max<int64_t>(1, in.keys / sequences);
 }
 
-// Multiplications of a tile, for parallel_for.
-int64_t cost_of(const Inputs& in, int64_t others) {
-  const int64_t sequences = in.query_offsets != nullptr ? std::max<int64_t>(1, in.batch) : 1;
-  return (in.depth + in.width) * kTile * std::max<int64_t>(1, others / sequences);
-}
-
-// s = s scale + mask for one row of a tile; the mask of lane l is at mask[l * step].
-[[gnu::always_inline]] inline void scale_row(float* __restrict s, float scale,
-                                             const float* __restrict mask, int64_t step,
-                                             int64_t lanes) {
+// s = s scale + mask for the lanes of a row of scores, whose mask begins at (query, key) and goes
+// on by `step`.
+[[gnu::always_inline]] inline void scale_row(float* __restrict s, const Inputs& in,
+                                             const AttentionHead& head, int64_t query, int64_t key,
+                                             int64_t step, int64_t lanes) {
+  const float scale = in.scale;
+  const float* __restrict mask =
+      in.mask == nullptr
+          ? nullptr
+          : in.mask + head.mask + query * in.mask_strides[2] + key * in.mask_strides[3];
   if (mask == nullptr || step == 0) {
     const float value = mask == nullptr ? 0.0f : *mask;
     for_lanes(lanes, [=](int64_t l) { s[l] = s[l] * scale + value; });
@@ -110,7 +104,45 @@ void set(float* to, int64_t n, float value) {
   for (int64_t i = 0; i < n; ++i) to[i] = value;
 }
 
-// rowsum(g y) of the rows of a tile.
+// A tile of queries through all keys.
+void forward_tile(float* y, float* log_sum_exp, const Inputs& in, const AttentionTile& tile) {
+  const AttentionHead& head = tile.head;
+  const int64_t n = std::min(kTile, head.queries - tile.begin);
+  if (n <= 0) return;
+  const int64_t depth = in.depth, width = in.width;
+  const int64_t k_step = head.step * depth, v_step = head.step * width;
+  const int64_t row = head.first_query + tile.begin * head.step;
+  Memory memory(kTile * (depth + width + kTile));
+  float *q = memory.take(kTile * depth), *o = memory.take(kTile * width);
+  float* s = memory.take(kTile * kTile);
+  float largest[kTile], total[kTile];
+  set(largest, kTile, -__builtin_inff());
+  set(total, kTile, 0);
+  set(o, kTile * width, 0);
+  load_transposed(q, in.q + row * depth, k_step, n, depth);
+  for (int64_t first = 0; first < head.keys; first += kTile) {
+    const int64_t rows = std::min(kTile, head.keys - first);
+    const int64_t at = head.first_key + first * head.step;
+    multiply_tile(s, in.k + at * depth, k_step, rows, q, depth, n);
+    for (int64_t r = 0; r < rows; ++r) {
+      scale_row(s + r * kTile, in, head, tile.begin, first + r, in.mask_strides[2], n);
+    }
+    add_scores(s, rows, largest, total, o, width, n);
+    add_tile(o, width, in.v + at * width, v_step, s, rows, n);
+  }
+  if (log_sum_exp != nullptr) {
+    for (int64_t l = 0; l < n; ++l) {
+      log_sum_exp[head.stats + tile.begin + l] = largest[l] + std::log(total[l]);
+    }
+  }
+  for (int64_t l = 0; l < kTile; ++l) total[l] = head.keys > 0 ? 1.0f / total[l] : 0.0f;
+  for (int64_t c = 0; c < width; ++c) {
+    for (int64_t l = 0; l < kTile; ++l) o[c * kTile + l] *= total[l];
+  }
+  store_transposed(y + row * width, v_step, o, n, width);
+}
+
+// rowsum(g y) of n rows.
 void dot_rows(float* dots, const float* g, const float* y, int64_t step, int64_t rows,
               int64_t width) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -121,151 +153,108 @@ void dot_rows(float* dots, const float* g, const float* y, int64_t step, int64_t
   }
 }
 
-void grad_queries(const AttentionGrad<float>& grad, const Inputs& in) {
-  const int64_t depth = in.depth, width = in.width;
-  const int64_t floats = kTile * (2 * depth + width + 2 * kTile);
-  for_tiles(in, TileOf::queries, cost_of(in, in.keys), [&](const AttentionTile& tile, int64_t n) {
-    const AttentionHead& head = tile.head;
-    const int64_t row = head.first_query + tile.begin * head.step;
-    const int64_t k_step = head.step * depth, v_step = head.step * width;
-    float* dots = grad.row_dots + head.stats + tile.begin;
-    dot_rows(dots, grad.g + row * width, grad.y + row * width, v_step, n, width);
-    if (grad.dq == nullptr && grad.dscores == nullptr) return;
-    Memory memory(floats);
-    float *q = memory.take(kTile * depth), *dq = memory.take(kTile * depth);
-    float *g = memory.take(kTile * width), *s = memory.take(kTile * kTile);
-    float* dp = memory.take(kTile * kTile);
-    float log_sum_exp[kTile] = {}, dot[kTile] = {};
-    for (int64_t l = 0; l < n; ++l) {
-      log_sum_exp[l] = grad.log_sum_exp[head.stats + tile.begin + l];
-      dot[l] = dots[l];
+// Rows as they are, cut into pieces of 64 elements, one tile a piece; zeros behind the last.
+void load_plain(float* t, const float* rows, int64_t step, int64_t count, int64_t size) {
+  for (int64_t from = 0; from < size; from += kTile, t += kTile * kTile) {
+    const int64_t wide = std::min(kTile, size - from);
+    for (int64_t l = 0; l < count; ++l) {
+      for (int64_t c = 0; c < wide; ++c) t[l * kTile + c] = rows[l * step + from + c];
+      for (int64_t c = wide; c < kTile; ++c) t[l * kTile + c] = 0;
     }
-    load_transposed(q, in.q + row * depth, k_step, n, depth);
-    load_transposed(g, grad.g + row * width, v_step, n, width);
-    set(dq, kTile * depth, 0);
-    for (int64_t first = 0; first < head.keys; first += kTile) {
-      const int64_t rows = std::min(kTile, head.keys - first);
-      const float* keys = in.k + (head.first_key + first * head.step) * depth;
-      const float* values = in.v + (head.first_key + first * head.step) * width;
-      multiply_tile(s, keys, k_step, rows, q, depth, n);
-      multiply_tile(dp, values, v_step, rows, g, width, n);
-      for (int64_t r = 0; r < rows; ++r) {
-        float *sr = s + r * kTile, *dpr = dp + r * kTile;
-        const float* mask = in.mask == nullptr
-                                ? nullptr
-                                : in.mask + head.mask + tile.begin * in.mask_strides[2] +
-                                      (first + r) * in.mask_strides[3];
-        scale_row(sr, in.scale, mask, in.mask_strides[2], n);
-        for_lanes(n, [&](int64_t l) {
-          dpr[l] = fn::fast_exp(sr[l] - log_sum_exp[l]) * (dpr[l] - dot[l]);
-        });
-        if (grad.dscores != nullptr) {
-          float* to = grad.dscores + head.scores + tile.begin * head.keys + first + r;
-          for (int64_t l = 0; l < n; ++l) to[l * head.keys] = dpr[l];
-        }
-      }
-      add_tile(dq, depth, keys, k_step, dp, rows, n);
-    }
-    if (grad.dq == nullptr) return;
-    for (int64_t i = 0; i < kTile * depth; ++i) dq[i] *= in.scale;
-    store_transposed(grad.dq + row * depth, k_step, dq, n, depth);
-  });
+  }
 }
 
-void grad_keys(const AttentionGrad<float>& grad, const Inputs& in) {
+// dq[r] += scale ds[r] k for the queries r of a tile and `count` keys, of load_plain(). `product`
+// is working memory, a tile. Here the elements of a row lie across the lanes.
+void add_to_queries(float* dq, int64_t step, int64_t depth, const float* ds, int64_t rows,
+                    const float* plain, int64_t count, float scale, float* product) {
+  for (int64_t from = 0; from < depth; from += kTile, plain += kTile * kTile) {
+    const int64_t size = std::min(kTile, depth - from);
+    multiply_tile(product, ds, kTile, rows, plain, count, size);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* __restrict to = dq + r * step + from;
+      for (int64_t c = 0; c < size; ++c) to[c] += scale * product[r * kTile + c];
+    }
+  }
+}
+
+// All gradients of one head: a tile of 64 keys at a time, and the queries passing by.
+void grad_head(const AttentionGrad<float>& grad, const Inputs& in, const AttentionHead& head) {
   const int64_t depth = in.depth, width = in.width;
-  const int64_t floats = 2 * kTile * (depth + width + kTile);
-  for_tiles(in, TileOf::keys, cost_of(in, in.queries), [&](const AttentionTile& tile, int64_t n) {
-    const AttentionHead& head = tile.head;
-    const int64_t row = head.first_key + tile.begin * head.step;
-    const int64_t q_step = head.step * depth, g_step = head.step * width;
-    Memory memory(floats);
-    float *k = memory.take(kTile * depth), *dk = memory.take(kTile * depth);
-    float *v = memory.take(kTile * width), *dv = memory.take(kTile * width);
-    float *s = memory.take(kTile * kTile), *dp = memory.take(kTile * kTile);
+  const int64_t q_step = head.step * depth, g_step = head.step * width;
+  const float* queries = in.q + head.first_query * depth;
+  const float* gradients = grad.g + head.first_query * width;
+  const float* log_sum_exp = grad.log_sum_exp + head.stats;
+  float* dots = grad.row_dots + head.stats;
+  float* dq = grad.dq == nullptr ? nullptr : grad.dq + head.first_query * depth;
+  dot_rows(dots, gradients, grad.y + head.first_query * width, g_step, head.queries, width);
+  if (dq != nullptr) {
+    for (int64_t i = 0; i < head.queries; ++i) set(dq + i * q_step, depth, 0);
+  }
+  const int64_t pieces = (depth + kTile - 1) / kTile;
+  Memory memory(2 * kTile * (depth + width) + (3 + pieces) * kTile * kTile);
+  float *k = memory.take(kTile * depth), *dk = memory.take(kTile * depth);
+  float *v = memory.take(kTile * width), *dv = memory.take(kTile * width);
+  float *s = memory.take(kTile * kTile), *ds = memory.take(kTile * kTile);
+  float *product = memory.take(kTile * kTile), *plain = memory.take(pieces * kTile * kTile);
+  for (int64_t begin = 0; begin < head.keys; begin += kTile) {
+    const int64_t n = std::min(kTile, head.keys - begin);
+    const int64_t row = head.first_key + begin * head.step;
     load_transposed(k, in.k + row * depth, q_step, n, depth);
     load_transposed(v, in.v + row * width, g_step, n, width);
+    if (dq != nullptr) load_plain(plain, in.k + row * depth, q_step, n, depth);
     set(dk, kTile * depth, 0);
     set(dv, kTile * width, 0);
     for (int64_t first = 0; first < head.queries; first += kTile) {
       const int64_t rows = std::min(kTile, head.queries - first);
-      const float* queries = in.q + (head.first_query + first * head.step) * depth;
-      const float* gradients = grad.g + (head.first_query + first * head.step) * width;
-      multiply_tile(s, queries, q_step, rows, k, depth, n);
-      multiply_tile(dp, gradients, g_step, rows, v, width, n);
+      const float *q = queries + first * q_step, *g = gradients + first * g_step;
+      multiply_tile(s, q, q_step, rows, k, depth, n);
+      multiply_tile(ds, g, g_step, rows, v, width, n);
       for (int64_t r = 0; r < rows; ++r) {
-        float *sr = s + r * kTile, *dpr = dp + r * kTile;
-        const float* mask = in.mask == nullptr
-                                ? nullptr
-                                : in.mask + head.mask + (first + r) * in.mask_strides[2] +
-                                      tile.begin * in.mask_strides[3];
-        scale_row(sr, in.scale, mask, in.mask_strides[3], n);
-        const float log_sum_exp = grad.log_sum_exp[head.stats + first + r];
-        const float dot = grad.row_dots[head.stats + first + r];
+        float *sr = s + r * kTile, *dsr = ds + r * kTile;
+        scale_row(sr, in, head, first + r, begin, in.mask_strides[3], n);
+        const float shift = log_sum_exp[first + r], dot = dots[first + r];
         for_lanes(n, [=](int64_t l) {
-          const float p = fn::fast_exp(sr[l] - log_sum_exp);
+          const float p = fn::fast_exp(sr[l] - shift);
           sr[l] = p;
-          dpr[l] = p * (dpr[l] - dot);
+          dsr[l] = p * (dsr[l] - dot);
         });
+        if (grad.dscores != nullptr) {
+          float* to = grad.dscores + head.scores + (first + r) * head.keys + begin;
+          for (int64_t l = 0; l < n; ++l) to[l] = dsr[l];
+        }
       }
-      add_tile(dv, width, gradients, g_step, s, rows, n);
-      add_tile(dk, depth, queries, q_step, dp, rows, n);
+      if (grad.dv != nullptr) add_tile(dv, width, g, g_step, s, rows, n);
+      if (grad.dk != nullptr) add_tile(dk, depth, q, q_step, ds, rows, n);
+      if (dq != nullptr) {
+        add_to_queries(dq + first * q_step, q_step, depth, ds, rows, plain, n, in.scale, product);
+      }
     }
     if (grad.dk != nullptr) {
       for (int64_t i = 0; i < kTile * depth; ++i) dk[i] *= in.scale;
       store_transposed(grad.dk + row * depth, q_step, dk, n, depth);
     }
     if (grad.dv != nullptr) store_transposed(grad.dv + row * width, g_step, dv, n, width);
-  });
+  }
 }
 
 }  // namespace
 
 void attention_forward(float* y, float* log_sum_exp, const AttentionInputs<float>& in) {
-  const int64_t depth = in.depth, width = in.width;
-  const int64_t floats = kTile * (depth + width + kTile);
-  for_tiles(in, TileOf::queries, cost_of(in, in.keys), [&](const AttentionTile& tile, int64_t n) {
-    const AttentionHead& head = tile.head;
-    const int64_t row = head.first_query + tile.begin * head.step;
-    const int64_t k_step = head.step * depth, v_step = head.step * width;
-    Memory memory(floats);
-    float *q = memory.take(kTile * depth), *o = memory.take(kTile * width);
-    float* s = memory.take(kTile * kTile);
-    float largest[kTile], total[kTile];
-    set(largest, kTile, -__builtin_inff());
-    set(total, kTile, 0);
-    set(o, kTile * width, 0);
-    load_transposed(q, in.q + row * depth, k_step, n, depth);
-    for (int64_t first = 0; first < head.keys; first += kTile) {
-      const int64_t rows = std::min(kTile, head.keys - first);
-      const int64_t at = head.first_key + first * head.step;
-      multiply_tile(s, in.k + at * depth, k_step, rows, q, depth, n);
-      for (int64_t r = 0; r < rows; ++r) {
-        const float* mask = in.mask == nullptr
-                                ? nullptr
-                                : in.mask + head.mask + tile.begin * in.mask_strides[2] +
-                                      (first + r) * in.mask_strides[3];
-        scale_row(s + r * kTile, in.scale, mask, in.mask_strides[2], n);
-      }
-      add_scores(s, rows, largest, total, o, width, n);
-      add_tile(o, width, in.v + at * width, v_step, s, rows, n);
-    }
-    if (log_sum_exp != nullptr) {
-      for (int64_t l = 0; l < n; ++l) {
-        log_sum_exp[head.stats + tile.begin + l] = largest[l] + std::log(total[l]);
-      }
-    }
-    for (int64_t l = 0; l < kTile; ++l) total[l] = head.keys > 0 ? 1.0f / total[l] : 0.0f;
-    for (int64_t c = 0; c < width; ++c) {
-      for (int64_t l = 0; l < kTile; ++l) o[c * kTile + l] *= total[l];
-    }
-    store_transposed(y + row * width, v_step, o, n, width);
-  });
+  parallel_for(attention_tiles(in, TileOf::queries, kTile), cost_of(in, kTile),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t i = begin; i < end; ++i) {
+                   forward_tile(y, log_sum_exp, in, attention_tile(in, TileOf::queries, kTile, i));
+                 }
+               });
 }
 
 void attention_backward(const AttentionGrad<float>& grad, const AttentionInputs<float>& in) {
-  grad_queries(grad, in);
-  if (grad.dk != nullptr || grad.dv != nullptr) grad_keys(grad, in);
+  parallel_for(in.batch * in.heads, 3 * cost_of(in, in.queries), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      grad_head(grad, in, attention_head(in, i / in.heads, i % in.heads));
+    }
+  });
 }
 
 }  // namespace graft::cpu::GRAFT_ISA
