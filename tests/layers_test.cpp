@@ -294,7 +294,9 @@ TEST_CASE("a model for a new task: new head, and a stem that sees grey as it saw
     CHECK(adapted.card.preprocessing.mean[0] == adapted.card.preprocessing.mean[2]);
     CHECK(adapted.model->classes() == 2);
     model->eval();
+    model->to(test_device());
     adapted.model->eval();
+    adapted.model->to(test_device());
     const NoGrad guard;
     const Tensor grey = image(2, 28, 1);
     const Tensor colour = concat({grey, grey, grey}, 3);
@@ -305,8 +307,11 @@ TEST_CASE("a model for a new task: new head, and a stem that sees grey as it saw
     CHECK(same.changes.empty());
     CHECK(same.card.class_names.size() == 5);
     same.model->eval();
+    same.model->to(test_device());
     CHECK(largest_difference((*same.model)(colour), (*model)(colour)) == 0);
-    CHECK(largest_difference((*load_model(file.path).model)(colour), (*model)(colour)) == 0);
+    const LoadedModel loaded = load_model(file.path);
+    loaded.model->to(test_device());
+    CHECK(largest_difference((*loaded.model)(colour), (*model)(colour)) == 0);
   }
 }
 
