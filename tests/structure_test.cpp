@@ -116,7 +116,7 @@ Findings cuda_outside_its_folder(const Files& files) {
   static const std::regex include(
       R"re(^\s*#\s*include\s*[<"](cuda|cublas|cudnn|cooperative_groups|cub/|nccl|nvtx))re");
   // The wrappers around CUDA. Besides the kernels, only what tests the simulated device needs them.
-  static const std::regex wrapper(R"re(^\s*#\s*include\s*"kernels/(cuda|simt)/)re");
+  static const std::regex wrapper(R"re(^\s*#\s*include\s*"kernels/(cuda/.*\.cuh|simt/))re");
   static const std::vector<std::string> users{"kernels/cuda/",      "kernels/simt/",
                                               "tests/kernel_bugs/", "tests/kernel_bugs_test.cpp",
                                               "tests/simt/",        "tests/simt_test.cpp"};
