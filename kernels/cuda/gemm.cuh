@@ -11,16 +11,15 @@
 // to fill a GPU, k is cut into chunks by the shape alone; their sums are kept apart and added in
 // order by a second kernel. No atomics.
 //
-// An operand is a struct, passed by value, that says where its elements are. `rows` are m for a, n
-// for b:
-//   static constexpr bool kAlongRows;  // neighbours in memory: neighbouring rows, else
-//   neighbouring k static constexpr int kPack;        // 4: along rows, and aligned groups of 4
-//   rows may be moved at
-//                                      // once (all there or all missing); else 1
-//   Row row(int64_t batch, int64_t r) const;    // worked out once for each row a thread copies,
-//   any r Column column(int k) const;                 // worked out once for each k it copies, any
-//   k >= 0 const float* at(const Row&, const Column&) const;  // null: a zero
-// An epilogue takes finished sums, W (4 or 1) neighbours of one row, all inside y:
+// An operand is a struct, passed by value, that says where its elements are (null: a zero). Its
+// rows are m for a, n for b.
+//   static constexpr bool kAlongRows;        neighbours in memory: neighbouring rows, else k
+//   static constexpr int kPack;              elements moved at once, aligned, all there or none:
+//                                            4 is for operands along rows, 1 for all
+//   Row row(int64_t batch, int64_t r) const;            once for each row a thread copies, any r
+//   Column column(int k) const;                         once for each k it copies, any k >= 0
+//   const float* at(const Row&, const Column&) const;
+// An epilogue takes finished sums, W (4, 2 or 1) neighbours of one row, all inside y:
 //   bool wide;  // whether columns come in aligned groups of 4
 //   template <int W> void store(int64_t batch, int64_t row, int64_t column, Pack<float, W>) const;
 #pragma once
