@@ -20,7 +20,7 @@
 namespace graft::cuda {
 namespace {
 
-// Two tiles of scores and two of results lie in a thread's registers.
+// A thread's registers hold two tiles of scores and one of results, or one and two.
 template <int kDim>
 using Backward = AttentionShape<kDim, kDim <= 128 ? 4 : 2, kDim <= 64 ? 8 : 4>;
 
