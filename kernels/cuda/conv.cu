@@ -28,6 +28,9 @@
 namespace graft::cuda {
 namespace {
 
+// Sizes that make_plan() has found to fit.
+int as_int(int64_t size) { return static_cast<int>(size); }
+
 // ---- plans
 
 using cudnn::Pass;
@@ -47,26 +50,40 @@ struct Product {
   int64_t batch, m, n, k;
 };
 
-// Calls use(tile) with the tile for a product; Thin is the one for a very small m or n.
-template <class Thin, class Use>
+// The tiles of a pass: Thin for very few columns or rows, Big for much work. Patches as rows take
+// so many registers that 8 x 8 sums a thread would not leave enough.
+struct ImageTiles {
+  using Thin = TallTile;
+  using Big = GemmTile<128, 64, 8, 8, 4, 2>;
+};
+struct WeightTiles {
+  using Thin = FlatTile;
+  using Big = LargeTile;
+};
+
+// Calls use(tile) with the tile for a product.
+template <class Tiles, class Use>
 auto with_tile(const Product& p, const Use& use) {
+  using Thin = typename Tiles::Thin;
   if (Thin::kM < Thin::kN ? p.m <= Thin::kM : p.n <= Thin::kN) return use(Thin{});
-  if (choose_tile(p.batch, p.m, p.n, p.k) == GemmTileKind::large) return use(LargeTile{});
+  if (choose_tile(p.batch, p.m, p.n, p.k) == GemmTileKind::large) {
+    return use(typename Tiles::Big{});
+  }
   return use(MediumTile{});
 }
 
-template <class Thin>
+template <class Tiles>
 size_t partial_bytes(const Product& p) {
-  return with_tile<Thin>(p, [&](auto tile) {
+  return with_tile<Tiles>(p, [&](auto tile) {
     return static_cast<size_t>(cut_gemm<decltype(tile)>(p.batch, p.m, p.n, p.k).partials()) *
            sizeof(float);
   });
 }
 
-template <class Thin, class A, class B, class Output>
+template <class Tiles, class A, class B, class Output>
 void multiply(const char* op, const Product& p, const A& a, const B& b, const Output& output,
               void* scratch) {
-  with_tile<Thin>(p, [&](auto tile) {
+  with_tile<Tiles>(p, [&](auto tile) {
     using Tile = decltype(tile);
     launch_gemm<Tile>(op, a, b, output, cut_gemm<Tile>(p.batch, p.m, p.n, p.k),
                       static_cast<float*>(scratch));
@@ -127,11 +144,11 @@ void for_phases(const ConvShape& s, const Use& use) {
 }
 
 size_t own_scratch_bytes(Pass pass, const ConvShape& s) {
-  if (pass == Pass::forward) return partial_bytes<TallTile>(forward_product(s));
-  if (pass == Pass::backward_weight) return partial_bytes<FlatTile>(weight_product(s));
+  if (pass == Pass::forward) return partial_bytes<ImageTiles>(forward_product(s));
+  if (pass == Pass::backward_weight) return partial_bytes<WeightTiles>(weight_product(s));
   size_t most = 0;
   for_phases(s, [&](int64_t, int64_t, const Phase&, const Phase&, const Product& p) {
-    most = std::max(most, partial_bytes<TallTile>(p));
+    most = std::max(most, partial_bytes<ImageTiles>(p));
   });
   return most;
 }
@@ -209,7 +226,8 @@ bool library_forward(const ConvPlan& plan, float* y, const float* x, const void*
   if (add) residual = nullptr;
   if (bias == nullptr && residual == nullptr && activation == Activation::none) return true;
   const bool wide = s.out_channels % kPackWidth<float> == 0 && aligned({y, bias, residual});
-  const ImageOutput output{y, bias, residual, activation, s.out_channels, s.out_channels, wide};
+  const int channels = as_int(s.out_channels);
+  const ImageOutput output{y, bias, residual, activation, channels, channels, wide};
   const int64_t n = s.batch * s.out_height * s.out_width * s.out_channels;
   const Divider by_channel(s.out_channels);
   if (wide) {
@@ -222,8 +240,6 @@ bool library_forward(const ConvPlan& plan, float* y, const float* x, const void*
 }
 
 // ---- our own way
-
-int as_int(int64_t size) { return static_cast<int>(size); }
 
 // Whether patches are pixels.
 bool plain(const ConvShape& s) {
@@ -277,7 +293,7 @@ void own_backward_data(const ConvShape& s, float* dx, const float* g, const floa
                             .by_grid = gradients.patches.by_grid,
                             .by_grid_row = gradients.patches.by_grid_row,
                             .wide = in_fours(s.in_channels, s.groups, {dx})};
-    multiply<TallTile>("conv2d backward", product, gradients, filters, output, scratch);
+    multiply<ImageTiles>("conv2d backward", product, gradients, filters, output, scratch);
   });
 }
 
@@ -288,11 +304,11 @@ void own_backward_weight(const ConvShape& s, float* dw, const float* x, const fl
   const FilterOutput output{dw, p.m, p.n, p.n % 4 == 0 && aligned({dw})};
   const PixelColumns<kPack> gradients{g, p.k, s.out_channels, p.m};
   if (plain(s)) {
-    multiply<FlatTile>("conv2d backward", p, gradients,
-                       PixelColumns<kPack>{x, p.k, s.in_channels, p.n}, output, scratch);
+    multiply<WeightTiles>("conv2d backward", p, gradients,
+                          PixelColumns<kPack>{x, p.k, s.in_channels, p.n}, output, scratch);
   } else {
-    multiply<FlatTile>("conv2d backward", p, gradients, PatchColumns<kPack>{forward_patches(s, x)},
-                       output, scratch);
+    multiply<WeightTiles>("conv2d backward", p, gradients,
+                          PatchColumns<kPack>{forward_patches(s, x)}, output, scratch);
   }
 }
 
@@ -314,20 +330,16 @@ void conv_forward(const LibraryPlan& plan, float* y, const float* x, const void*
   if (library_forward(made, y, x, weight, bias, residual, scratch)) return;
   const ConvShape& s = made.shape;
   const Product p = forward_product(s);
-  const ImageOutput output{y,
-                           bias,
-                           residual,
-                           made.epilogue.activation,
-                           s.out_channels,
-                           p.n,
-                           in_fours(s.out_channels, s.groups, {y, bias, residual})};
+  const bool wide = in_fours(s.out_channels, s.groups, {y, bias, residual});
+  const ImageOutput output{
+      y, bias, residual, made.epilogue.activation, as_int(s.out_channels), as_int(p.n), wide};
   const MatrixOperand<false> filters{static_cast<const float*>(weight), p.n, as_int(p.k),
                                      p.n * p.k};
   if (plain(s)) {
-    multiply<TallTile>("conv2d", p, MatrixOperand<false>{x, p.m, as_int(p.k)}, filters, output,
-                       scratch);
+    multiply<ImageTiles>("conv2d", p, MatrixOperand<false>{x, p.m, as_int(p.k)}, filters, output,
+                         scratch);
   } else {
-    multiply<TallTile>("conv2d", p, PatchRows{forward_patches(s, x)}, filters, output, scratch);
+    multiply<ImageTiles>("conv2d", p, PatchRows{forward_patches(s, x)}, filters, output, scratch);
   }
 }
 
@@ -345,10 +357,10 @@ void conv_backward_data(const LibraryPlan& plan, float* dx, const float* g, cons
     own_backward_data<4>(s, dx, g, filters, scratch);
   } else {
     const Product p{1, s.batch * s.out_height * s.out_width, s.in_channels, s.out_channels};
-    const ImageOutput output{dx,  nullptr,      nullptr, Activation::none, s.in_channels,
-                             p.n, aligned({dx})};
-    multiply<TallTile>("conv2d backward", p, MatrixOperand<false>{g, p.m, as_int(p.k)},
-                       MatrixOperand<true, 4>{filters, p.n, as_int(p.k)}, output, scratch);
+    const ImageOutput output{
+        dx, nullptr, nullptr, Activation::none, as_int(s.in_channels), as_int(p.n), aligned({dx})};
+    multiply<ImageTiles>("conv2d backward", p, MatrixOperand<false>{g, p.m, as_int(p.k)},
+                         MatrixOperand<true, 4>{filters, p.n, as_int(p.k)}, output, scratch);
   }
 }
 

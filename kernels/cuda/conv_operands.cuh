@@ -189,12 +189,13 @@ struct ImageOutput {
   const float* bias;      // or null
   const float* residual;  // or null
   Activation activation;
-  int64_t channels, group_channels;
+  int channels, group_channels;
   bool wide;
 
   template <int W>
   __device__ void store(int64_t group, int64_t pixel, int64_t column, Pack<float, W> sums) const {
-    const int64_t channel = group * group_channels + column, at = pixel * channels + channel;
+    const int channel = static_cast<int>(group) * group_channels + static_cast<int>(column);
+    const int64_t at = pixel * channels + channel;
     if (bias != nullptr) {
       const Pack<float, W> more = load<W>(bias + channel);
       for (int i = 0; i < W; ++i) sums.v[i] += more.v[i];
