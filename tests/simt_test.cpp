@@ -235,9 +235,9 @@ TEST_CASE("shared memory has its limits") {
   CHECK(cudaGetLastError() == cudaErrorInvalidValue);
   CHECK(cudaGetLastError() == cudaSuccess);  // a refused launch does not lose the device
 
-  add_one(cudaStreamLegacy, y.data, 64, 1, 64, 48 * kKiB);
+  add_one(cuda::stream(), y.data, 64, 1, 64, 48 * kKiB);
   CHECK(cudaGetLastError() == cudaSuccess);
-  add_one(cudaStreamLegacy, y.data, 64, 1, 64, 48 * kKiB + 4);  // nobody asked
+  add_one(cuda::stream(), y.data, 64, 1, 64, 48 * kKiB + 4);  // nobody asked
   CHECK(cudaGetLastError() == cudaErrorInvalidValue);
 
   CHECK(fault_of(Wrong::too_much_static).find("bytes of static shared memory") !=
@@ -254,7 +254,7 @@ TEST_CASE("launches have their limits") {
   const FreshDevice device;
   Array<float> y(64);
   const auto status = [&](dim3 blocks, dim3 threads) {
-    add_one(cudaStreamLegacy, y.data, 64, blocks, threads);
+    add_one(cuda::stream(), y.data, 64, blocks, threads);
     return cudaGetLastError();
   };
   CHECK(status(1, 1024) == cudaSuccess);
@@ -274,12 +274,12 @@ TEST_CASE("work runs when it is waited for") {
   const FreshDevice device;
   Array<float> x(10, 1.0f);
   const Pinned result(10, -1.0f);
-  add_one(cudaStreamLegacy, x.data, 10);
-  check(cudaMemcpyAsync(result.data, x.data, result.bytes(), cudaMemcpyDeviceToHost,
-                        cudaStreamLegacy),
-        "copy");
+  add_one(cuda::stream(), x.data, 10);
+  check(
+      cudaMemcpyAsync(result.data, x.data, result.bytes(), cudaMemcpyDeviceToHost, cuda::stream()),
+      "copy");
   CHECK(result.data[0] == -1);
-  check(cudaStreamSynchronize(cudaStreamLegacy), "copy");
+  check(cudaStreamSynchronize(cuda::stream()), "copy");
   CHECK(result.data[0] == 2);
 }
 
@@ -288,9 +288,9 @@ TEST_CASE("pageable memory is read at once, pinned memory later") {
   Array<float> x(10), y(10);
   std::vector<float> pageable(10, 1.0f);
   const Pinned pinned(10, 1.0f);
-  check(cudaMemcpyAsync(x.data, pageable.data(), 40, cudaMemcpyHostToDevice, cudaStreamLegacy),
+  check(cudaMemcpyAsync(x.data, pageable.data(), 40, cudaMemcpyHostToDevice, cuda::stream()),
         "copy");
-  check(cudaMemcpyAsync(y.data, pinned.data, 40, cudaMemcpyHostToDevice, cudaStreamLegacy), "copy");
+  check(cudaMemcpyAsync(y.data, pinned.data, 40, cudaMemcpyHostToDevice, cuda::stream()), "copy");
   std::fill(pageable.begin(), pageable.end(), 2.0f);
   std::fill_n(pinned.data, 10, 2.0f);
   CHECK(x.values()[0] == 1);
@@ -308,9 +308,9 @@ TEST_CASE("events order streams, and a missing one shows") {
       check(cudaMemsetAsync(x.data, 0, 40, side.stream), "fill");
       if (wait) {
         check(cudaEventRecord(side.event, side.stream), "event");
-        check(cudaStreamWaitEvent(cudaStreamLegacy, side.event), "event");
+        check(cudaStreamWaitEvent(cuda::stream(), side.event), "event");
       }
-      add_one(cudaStreamLegacy, x.data, 10);
+      add_one(cuda::stream(), x.data, 10);
       check(cudaDeviceSynchronize(), "wait");
       (wait ? with : without).insert(x.values()[0]);
     }
@@ -361,7 +361,7 @@ TEST_CASE("copies stay within their blocks") {
   Array<float> x(10, 1.0f);
   std::vector<float> host(20, 1.0f);
   const auto copy = [](void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-    const cudaError_t status = cudaMemcpyAsync(to, from, bytes, kind, cudaStreamLegacy);
+    const cudaError_t status = cudaMemcpyAsync(to, from, bytes, kind, cuda::stream());
     cudaGetLastError();
     return status;
   };
@@ -371,7 +371,7 @@ TEST_CASE("copies stay within their blocks") {
   CHECK(copy(host.data(), x.data, 44, cudaMemcpyDeviceToHost) == cudaErrorInvalidValue);
   CHECK(copy(host.data(), x.data, 40, cudaMemcpyHostToDevice) == cudaErrorInvalidValue);
   CHECK(copy(host.data(), host.data(), 40, cudaMemcpyDeviceToHost) == cudaErrorInvalidValue);
-  CHECK(cudaMemsetAsync(x.data, 0, 44, cudaStreamLegacy) == cudaErrorInvalidValue);
+  CHECK(cudaMemsetAsync(x.data, 0, 44, cuda::stream()) == cudaErrorInvalidValue);
 }
 
 TEST_CASE("the host cannot touch device memory") {
@@ -408,8 +408,8 @@ TEST_CASE("writes past a block's end show when it is released") {
   if (simt::detector_present()) return;
   void* data = nullptr;
   check(cudaMalloc(&data, 40), "memory");
-  check(cudaMemsetAsync(data, 0, 40, cudaStreamLegacy), "fill");
-  add_one(cudaStreamLegacy, static_cast<float*>(data), 10);
+  check(cudaMemsetAsync(data, 0, 40, cuda::stream()), "fill");
+  add_one(cuda::stream(), static_cast<float*>(data), 10);
   check(cudaDeviceSynchronize(), "wait");
   Array<float> ones(20, 1.0f);
   copy_kernel_launch(static_cast<float*>(data), ones.data, 11);

@@ -248,11 +248,15 @@ void on_access(const void* data, size_t bytes, Kind kind, bool atomic, const voi
 
 // An access that the compiler takes to be aligned to its size.
 void on_aligned(const void* data, size_t bytes, Kind kind, const void* code) {
-  if (in_kernel() && moment().first_run != reported_launch &&
-      reinterpret_cast<uintptr_t>(data) % bytes != 0) {
+  if (!in_kernel_code()) return;
+  if (moment().first_run != reported_launch && reinterpret_cast<uintptr_t>(data) % bytes != 0) {
     report("a misaligned address", data, code);
   }
   on_access(data, bytes, kind, false, code);
+}
+
+void on_any(const void* data, size_t bytes, Kind kind, const void* code) {
+  if (in_kernel_code()) on_access(data, bytes, kind, false, code);
 }
 
 }  // namespace
@@ -314,8 +318,8 @@ void note_atomic(const void* data, size_t bytes) {
 #define GRAFT_CODE __builtin_return_address(0)
 extern "C" {
 using graft::simt::Kind;
-using graft::simt::on_access;
 using graft::simt::on_aligned;
+using graft::simt::on_any;
 
 #define GRAFT_ACCESS(size)                                                                  \
   void __tsan_read##size(void* p) { on_aligned(p, size, Kind::read, GRAFT_CODE); }          \
@@ -328,16 +332,16 @@ GRAFT_ACCESS(4)
 GRAFT_ACCESS(8)
 GRAFT_ACCESS(16)
 #undef GRAFT_ACCESS
-#define GRAFT_ACCESS(size)                                                                         \
-  void __tsan_unaligned_read##size(void* p) { on_access(p, size, Kind::read, false, GRAFT_CODE); } \
-  void __tsan_unaligned_write##size(void* p) { on_access(p, size, Kind::write, false, GRAFT_CODE); }
+#define GRAFT_ACCESS(size)                                                               \
+  void __tsan_unaligned_read##size(void* p) { on_any(p, size, Kind::read, GRAFT_CODE); } \
+  void __tsan_unaligned_write##size(void* p) { on_any(p, size, Kind::write, GRAFT_CODE); }
 GRAFT_ACCESS(2)
 GRAFT_ACCESS(4)
 GRAFT_ACCESS(8)
 GRAFT_ACCESS(16)
 #undef GRAFT_ACCESS
-void __tsan_read_range(void* p, size_t n) { on_access(p, n, Kind::read, false, GRAFT_CODE); }
-void __tsan_write_range(void* p, size_t n) { on_access(p, n, Kind::write, false, GRAFT_CODE); }
+void __tsan_read_range(void* p, size_t n) { on_any(p, n, Kind::read, GRAFT_CODE); }
+void __tsan_write_range(void* p, size_t n) { on_any(p, n, Kind::write, GRAFT_CODE); }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

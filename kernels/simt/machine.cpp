@@ -65,7 +65,7 @@ class Machine {
 
   void run_grid(const Launch& launch);
   const Thread& thread() const { return *context_; }
-  bool running() const { return context_ != nullptr; }
+  Thread* context() const { return context_; }
   [[noreturn]] void violation(std::string what);
 
   BarrierResult barrier(bool value, const Where& where);
@@ -494,45 +494,87 @@ void Machine::violation(std::string what) {
   __builtin_unreachable();
 }
 
+// For as long as the simulator's own code runs on a thread of the kernel.
+class Inside {
+ public:
+  Inside() : thread_(*machine().context()) { ++thread_.inside; }
+  ~Inside() { --thread_.inside; }
+  Inside(const Inside&) = delete;
+  Inside& operator=(const Inside&) = delete;
+
+ private:
+  Thread& thread_;
+};
+
 }  // namespace
 
 const Thread& here() { return machine().thread(); }
-bool in_kernel() { return machine().running(); }
+bool in_kernel() { return machine().context() != nullptr; }
+bool in_kernel_code() { return in_kernel() && machine().context()->inside == 0; }
 void run_grid(const Launch& launch) { machine().run_grid(launch); }
-void violation(std::string what) { machine().violation(std::move(what)); }
+void violation(std::string what) {
+  const Inside inside;
+  machine().violation(std::move(what));
+}
 void misaligned(size_t bytes) {
+  const Inside inside;
+
   violation(text("accesses ", bytes, " bytes at an address that is not a multiple of that"));
 }
 void bad_width(const char* shuffle, int width) {
+  const Inside inside;
+
   violation(text(shuffle, " of width ", width, "; 1, 2, 4, 8, 16 and 32 exist"));
 }
 std::string position() {
   const Thread& at = here();
   return name("block", at.block) + " " + name("thread", at.thread);
 }
-BarrierResult barrier(bool value, const Where& where) { return machine().barrier(value, where); }
+BarrierResult barrier(bool value, const Where& where) {
+  const Inside inside;
+  return machine().barrier(value, where);
+}
 Exchange* begin_exchange(const char* what, unsigned mask, const void* mine, size_t bytes,
                          const Where& where) {
+  const Inside inside;
   return machine().begin_exchange(what, mask, mine, bytes, where);
 }
 const unsigned char* brought_by(const Exchange* exchange, unsigned lane) {
+  const Inside inside;
+
   if (lane >= kWarpSize || (exchange->mask >> lane & 1) == 0) {
     violation(text(exchange->name, " at ", place(exchange->where), " reads lane ", lane,
                    ", which is not in its mask 0x", std::hex, exchange->mask));
   }
   return exchange->values[lane];
 }
-void end_exchange(Exchange* exchange) { machine().end_exchange(exchange); }
-void warp_barrier(unsigned mask, const Where& where) { machine().warp_barrier(mask, where); }
+void end_exchange(Exchange* exchange) {
+  const Inside inside;
+  machine().end_exchange(exchange);
+}
+void warp_barrier(unsigned mask, const Where& where) {
+  const Inside inside;
+  machine().warp_barrier(mask, where);
+}
 void* shared_variable(const void* key, size_t bytes, size_t alignment) {
+  const Inside inside;
+
   return machine().shared_variable(key, bytes, alignment);
 }
 void* dynamic_shared() { return machine().dynamic_shared(); }
 void copy_async(void* target, const void* source, size_t bytes, size_t source_bytes) {
+  const Inside inside;
+
   machine().copy_async(target, source, bytes, source_bytes);
 }
-void commit_copies() { machine().commit_copies(); }
-void wait_copies(size_t groups) { machine().wait_copies(groups); }
+void commit_copies() {
+  const Inside inside;
+  machine().commit_copies();
+}
+void wait_copies(size_t groups) {
+  const Inside inside;
+  machine().wait_copies(groups);
+}
 void set_order(Order order, uint64_t seed) {
   machine().set_order(order, seed);
   seed_streams(seed);

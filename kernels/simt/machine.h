@@ -25,13 +25,17 @@ constexpr size_t kExchangeBytes = 64;  // largest value of a warp collective
 struct Thread {
   uint3 thread{}, block{};
   dim3 block_size, grid_size;
-  unsigned index = 0;  // within the block, x fastest
+  unsigned index = 0;   // within the block, x fastest
+  unsigned inside = 0;  // calls of the simulator's own functions under way
   unsigned lane() const { return index % kWarpSize; }
   unsigned warp() const { return index / kWarpSize; }
 };
 const Thread& here();
 // Whether a kernel is running, that is, whether the caller is device code.
 bool in_kernel();
+// ... and not in the simulator's own functions, which may call a copy of the standard library's
+// that the linker took from a kernel's file.
+bool in_kernel_code();
 
 struct Launch {
   std::string op;  // for messages

@@ -8,7 +8,7 @@
 #include <unistd.h>
 #include <vector>
 
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/simt/memory.h"
 #include "kernels/simt/runtime.h"
 
@@ -37,7 +37,7 @@ struct Array {
     void* memory = nullptr;
     check(cudaMalloc(&memory, bytes()), "array");
     data = static_cast<T*>(memory);
-    check(cudaMemcpyAsync(data, values.data(), bytes(), cudaMemcpyHostToDevice, cudaStreamLegacy),
+    check(cudaMemcpyAsync(data, values.data(), bytes(), cudaMemcpyHostToDevice, cuda::stream()),
           "array");
   }
   ~Array() {
@@ -50,9 +50,9 @@ struct Array {
   size_t bytes() const { return size * sizeof(T); }
   std::vector<T> values() const {
     std::vector<T> host(size);
-    check(cudaMemcpyAsync(host.data(), data, bytes(), cudaMemcpyDeviceToHost, cudaStreamLegacy),
+    check(cudaMemcpyAsync(host.data(), data, bytes(), cudaMemcpyDeviceToHost, cuda::stream()),
           "array");
-    check(cudaStreamSynchronize(cudaStreamLegacy), "array");
+    check(cudaStreamSynchronize(cuda::stream()), "array");
     return host;
   }
   T* data = nullptr;
