@@ -209,7 +209,7 @@ struct ImageOutput {
     } else if (activation == Activation::relu6) {
       for (float& value : sums.v) value = fn::Relu6::f(value, {});
     }
-    graft::cuda::store(y + at, sums);
+    store_whole(y + at, sums);
   }
 };
 
@@ -230,7 +230,7 @@ struct GridOutput {
                      static_cast<int>(at.quotient) * stride_down;
     const int across = first_column + static_cast<int>(at.rest) * stride_across;
     float* first = images + group * group_channels + column;
-    graft::cuda::store(first + int64_t{down * width + across} * channels, sums);
+    store_whole(first + int64_t{down * width + across} * channels, sums);
   }
 };
 
@@ -242,7 +242,7 @@ struct FilterOutput {
 
   template <int W>
   __device__ void store(int64_t group, int64_t row, int64_t column, Pack<float, W> sums) const {
-    graft::cuda::store(filters + (group * rows + row) * columns + column, sums);
+    store_whole(filters + (group * rows + row) * columns + column, sums);
   }
 };
 

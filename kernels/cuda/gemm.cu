@@ -35,7 +35,7 @@ struct MatmulEpilogue {
       const Pack<float, W> added = load<W>(bias + column);
       for (int j = 0; j < W; ++j) sums.v[j] += added.v[j];
     }
-    graft::cuda::store(y + (batch * m + row) * n + column, sums);
+    store_whole(y + (batch * m + row) * n + column, sums);
   }
 };
 

@@ -238,7 +238,7 @@ struct GemmPartials {
   bool wide;
   template <int W>
   __device__ void store(int64_t part, int64_t row, int64_t column, Pack<float, W> sums) const {
-    graft::cuda::store(data + (part * m + row) * n + column, sums);
+    store_whole(data + (part * m + row) * n + column, sums);
   }
 };
 

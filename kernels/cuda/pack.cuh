@@ -29,6 +29,19 @@ __device__ void store(T* to, const Pack<T, kWidth>& pack) {
   *reinterpret_cast<Pack<T, kWidth>*>(to) = pack;
 }
 
+// The same, to global memory only, and surely as one instruction: where many packs are stored under
+// conditions, the compiler takes them apart.
+template <class T, int kWidth>
+__device__ void store_whole(T* to, const Pack<T, kWidth>& pack) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(pack) == 16) {
+    __stwb(reinterpret_cast<uint4*>(to), __builtin_bit_cast(uint4, pack));
+    return;
+  }
+#endif
+  store(to, pack);
+}
+
 // Elements of a 16-byte pack.
 template <class T>
 constexpr int kPackWidth = 16 / static_cast<int>(sizeof(T));
