@@ -191,9 +191,9 @@ bool choose(Convolution& made, Query* propose, Query* measure, A a, B b, C c) {
                        measured.all),
                "conv2d")) {
     measured.keep_allowed();
-    const Results* end = measured.all + measured.count;
-    const Results* same = std::find_if(measured.all + 0, end,
-                                       [&](const Results& one) { return one.algo == chosen.algo; });
+    const Results *begin = measured.all, *end = begin + measured.count;
+    const Results* same =
+        std::find_if(begin, end, [&](const Results& one) { return one.algo == chosen.algo; });
     if (measured.count > 0 && (same == end || same->time > kClearlyFaster * measured.all[0].time)) {
       chosen = measured.all[0];
     }
