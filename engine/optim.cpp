@@ -1,6 +1,7 @@
 #include "engine/optim.h"
 
 #include <cmath>
+#include <map>
 #include <set>
 
 #include "engine/dispatch.h"
@@ -96,19 +97,44 @@ class SlotOptimizer : public Optimizer {
   }
 
  protected:
-  // Collects the parameters of a group that have a gradient, with their slots.
-  template <class Use>
-  void each_with_gradient(ParameterGroup& group, const char* op, const Use& use) {
-    for (NamedParameter& parameter : group.parameters) {
-      const Tensor grad = parameter.tensor.grad();
-      if (!grad.defined()) continue;
-      check_gradient(parameter, grad, op);
-      const auto found = slots_.find(parameter.name);
-      GRAFT_CHECK(found != slots_.end(), op, ": ", parameter.name,
-                  " was not there when the optimizer was made; make a new optimizer");
-      use(parameter.tensor, grad, found->second);
+  // One pass: parameters of one group that have taken equally many steps.
+  struct Pass {
+    const ParameterGroup* group;
+    std::vector<OptimTensor> tensors;
+    std::vector<Slot*> slots;
+    Device device;
+  };
+
+  void collect() override {
+    passes_.clear();
+    for (ParameterGroup& group : groups_) {
+      std::map<int64_t, Pass> by_step;
+      for (NamedParameter& parameter : group.parameters) {
+        const Tensor grad = parameter.tensor.grad();
+        if (!grad.defined()) continue;
+        check_gradient(parameter, grad, name());
+        const auto found = slots_.find(parameter.name);
+        GRAFT_CHECK(found != slots_.end(), name(), ": ", parameter.name,
+                    " was not there when the optimizer was made; make a new optimizer");
+        Slot& slot = found->second;
+        Pass& pass = by_step[slot.step];
+        pass.group = &group;
+        pass.device = parameter.tensor.device();
+        pass.slots.push_back(&slot);
+        pass.tensors.push_back({.p = parameter.tensor.mutable_data<float>(),
+                                .g = grad.data<float>(),
+                                .n = parameter.tensor.numel()});
+        add_state(parameter.tensor, slot, pass.tensors.back());
+      }
+      for (auto& [step, pass] : by_step) passes_.push_back(std::move(pass));
     }
   }
+
+  virtual const char* name() const = 0;
+  // Makes the slot's tensors where they are missing and notes them in the entry.
+  virtual void add_state(const Tensor& parameter, Slot& slot, OptimTensor& entry) = 0;
+
+  std::vector<Pass> passes_;
 
  private:
   std::map<std::string, Slot> slots_;
@@ -122,29 +148,29 @@ class Sgd final : public SlotOptimizer {
       : SlotOptimizer(std::move(groups), options.momentum != 0 ? "momentum" : "", "", false),
         options_(options) {}
 
-  void step() override {
-    for (ParameterGroup& group : groups_) {
-      std::vector<OptimTensor> list;
-      each_with_gradient(group, "sgd", [&](Tensor& tensor, const Tensor& grad, Slot& slot) {
-        OptimTensor entry;
-        entry.p = tensor.mutable_data<float>();
-        entry.g = grad.data<float>();
-        entry.n = tensor.numel();
-        if (options_.momentum != 0) {
-          entry.first_step = !slot.first.defined();
-          if (entry.first_step) slot.first = empty_like(tensor);
-          entry.m = slot.first.mutable_data<float>();
-        }
-        list.push_back(entry);
-      });
-      if (list.empty()) continue;
-      GRAFT_KERNEL(sgd_step, group.parameters[0].tensor.device(), "sgd")
-      (list.data(), static_cast<int64_t>(list.size()), group.learning_rate, options_.momentum,
-       group.weight_decay, options_.nesterov);
+  std::vector<OptimRates> advance() override {
+    std::vector<OptimRates> rates;
+    for (const Pass& pass : passes_) rates.push_back({.learning_rate = pass.group->learning_rate});
+    return rates;
+  }
+  void apply(const std::vector<OptimRates>& rates) override {
+    for (size_t i = 0; i < passes_.size(); ++i) {
+      const Pass& pass = passes_[i];
+      GRAFT_KERNEL(sgd_step, pass.device, "sgd")
+      (pass.tensors.data(), static_cast<int64_t>(pass.tensors.size()), rates[i], options_.momentum,
+       pass.group->weight_decay, options_.nesterov);
     }
   }
 
  private:
+  const char* name() const override { return "sgd"; }
+  void add_state(const Tensor& parameter, Slot& slot, OptimTensor& entry) override {
+    if (options_.momentum == 0) return;
+    entry.first_step = !slot.first.defined();
+    if (entry.first_step) slot.first = empty_like(parameter);
+    entry.m = slot.first.mutable_data<float>();
+  }
+
   SgdOptions options_;
 };
 
@@ -153,35 +179,40 @@ class AdamW final : public SlotOptimizer {
   AdamW(std::vector<ParameterGroup> groups, const AdamWOptions& options)
       : SlotOptimizer(std::move(groups), "exp_avg", "exp_avg_sq", true), options_(options) {}
 
-  void step() override {
-    for (ParameterGroup& group : groups_) {
-      std::vector<OptimTensor> list;
-      each_with_gradient(group, "adamw", [&](Tensor& tensor, const Tensor& grad, Slot& slot) {
-        if (!slot.first.defined()) {
-          slot.first = zeros_like(tensor);
-          slot.second = zeros_like(tensor);
-        }
-        const double t = static_cast<double>(++slot.step);
-        OptimTensor entry;
-        entry.p = tensor.mutable_data<float>();
-        entry.g = grad.data<float>();
-        entry.m = slot.first.mutable_data<float>();
-        entry.v = slot.second.mutable_data<float>();
-        entry.n = tensor.numel();
-        entry.step_size =
-            static_cast<float>(group.learning_rate / (1 - std::pow(double{options_.beta1}, t)));
-        entry.root_scale =
-            static_cast<float>(1 / std::sqrt(1 - std::pow(double{options_.beta2}, t)));
-        list.push_back(entry);
-      });
-      if (list.empty()) continue;
-      GRAFT_KERNEL(adamw_step, group.parameters[0].tensor.device(), "adamw")
-      (list.data(), static_cast<int64_t>(list.size()), group.learning_rate * group.weight_decay,
-       options_.beta1, options_.beta2, options_.epsilon);
+  std::vector<OptimRates> advance() override {
+    std::vector<OptimRates> rates;
+    for (const Pass& pass : passes_) {
+      for (Slot* slot : pass.slots) ++slot->step;
+      const auto t = static_cast<double>(pass.slots.front()->step);
+      const float rate = pass.group->learning_rate;
+      rates.push_back(
+          {.decay = rate * pass.group->weight_decay,
+           .step_size = static_cast<float>(rate / (1 - std::pow(double{options_.beta1}, t))),
+           .root_scale =
+               static_cast<float>(1 / std::sqrt(1 - std::pow(double{options_.beta2}, t)))});
+    }
+    return rates;
+  }
+  void apply(const std::vector<OptimRates>& rates) override {
+    for (size_t i = 0; i < passes_.size(); ++i) {
+      const Pass& pass = passes_[i];
+      GRAFT_KERNEL(adamw_step, pass.device, "adamw")
+      (pass.tensors.data(), static_cast<int64_t>(pass.tensors.size()), rates[i], options_.beta1,
+       options_.beta2, options_.epsilon);
     }
   }
 
  private:
+  const char* name() const override { return "adamw"; }
+  void add_state(const Tensor& parameter, Slot& slot, OptimTensor& entry) override {
+    if (!slot.first.defined()) {
+      slot.first = zeros_like(parameter);
+      slot.second = zeros_like(parameter);
+    }
+    entry.m = slot.first.mutable_data<float>();
+    entry.v = slot.second.mutable_data<float>();
+  }
+
   AdamWOptions options_;
 };
 
@@ -205,6 +236,11 @@ Optimizer::Optimizer(std::vector<ParameterGroup> groups) : groups_(std::move(gro
                   ", expected ", device, " as the parameters before it");
     }
   }
+}
+
+void Optimizer::step() {
+  collect();
+  apply(advance());
 }
 
 void Optimizer::zero_grad() {

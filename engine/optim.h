@@ -30,8 +30,19 @@ class Optimizer {
   virtual ~Optimizer() = default;
   std::vector<ParameterGroup>& groups() { return groups_; }
   // Updates every parameter that has a gradient. A parameter without one is left alone.
-  virtual void step() = 0;
+  void step();
   void zero_grad();
+
+  // A step in three parts, for steps that are recorded once and run many times (step_graph.h):
+  // collect() once, then advance() and apply() for each. step() does all three.
+  //
+  // Notes which parameters have a gradient, and where.
+  virtual void collect() = 0;
+  // Counts a step of what was collected and gives its numbers, one for each pass over parameters.
+  virtual std::vector<OptimRates> advance() = 0;
+  // Updates what was collected with these numbers.
+  virtual void apply(const std::vector<OptimRates>& rates) = 0;
+
   // Everything but the parameters themselves: "fc.weight/momentum" -> tensor. Names are stable.
   virtual std::map<std::string, Tensor> state() = 0;
   // Throws naming what is missing, left over or of another shape.

@@ -15,7 +15,9 @@ thread_local RngKey current;
 
 }  // namespace
 
-void begin_rng_step(uint64_t seed, uint64_t step) { current = {seed, step, 0}; }
+void begin_rng_step(uint64_t seed, uint64_t step, const uint64_t* step_at) {
+  current = {seed, step, 0, step_at};
+}
 
 RngKey next_key() {
   const RngKey key = current;

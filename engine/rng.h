@@ -13,7 +13,9 @@ namespace graft {
 
 // Sets what next_key() hands out: the run's seed and the training step. Streams restart at 0, so
 // the same calls in the same order within a step get the same numbers after a resume.
-void begin_rng_step(uint64_t seed, uint64_t step);
+// step_at: where in device memory the step stands, for a step that is recorded once and run many
+// times; `step` is then ignored.
+void begin_rng_step(uint64_t seed, uint64_t step, const uint64_t* step_at = nullptr);
 // A fresh stream of the current step (thread-local).
 RngKey next_key();
 

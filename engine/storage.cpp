@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <sys/mman.h>
+#include <thread>
 #include <unordered_map>
 
 #include "kernels/device.h"
@@ -34,6 +35,17 @@ std::atomic<int64_t> allocations_until_failure{0};
 std::atomic<bool> poison{false};
 std::atomic<int64_t> damaged{0};
 
+using FreeBlocks = std::unordered_map<size_t, std::vector<void*>>;
+
+}  // namespace
+
+struct MemoryPool::State {
+  FreeBlocks free;
+  std::thread::id thread = std::this_thread::get_id();
+};
+
+namespace {
+
 class Allocator {
  public:
   explicit Allocator(Device device) : device_(device) {}
@@ -45,9 +57,12 @@ class Allocator {
                             ? bytes + guard
                             : block_size(std::max<size_t>(bytes, 1) + guard);
     std::lock_guard lock(mutex_);
+    MemoryPool::State* pool =
+        pool_ != nullptr && pool_->thread == std::this_thread::get_id() ? pool_ : nullptr;
+    FreeBlocks& blocks = pool != nullptr ? pool->free : free_;
     void* data = nullptr;
-    const auto found = free_.find(size);
-    if (!guarded && found != free_.end() && !found->second.empty()) {
+    const auto found = blocks.find(size);
+    if (!guarded && found != blocks.end() && !found->second.empty()) {
       data = found->second.back();
       found->second.pop_back();
       stats_.cached -= size;
@@ -58,14 +73,14 @@ class Allocator {
     const bool injected =
         allocations_until_failure.load() > 0 && allocations_until_failure.fetch_sub(1) == 1;
     if (data == nullptr || injected) {
-      if (data != nullptr) give_back(data, size);
+      if (data != nullptr) give_back(data, size, pool);
       fail("out of memory on ", device_, ": ", bytes, " bytes wanted, ", stats_.in_use,
            " in use by tensors, ", stats_.cached,
            " cached. Try a smaller batch, a smaller image size or a smaller model.");
     }
     stats_.in_use += size;
     stats_.peak_in_use = std::max(stats_.peak_in_use, stats_.in_use);
-    live_.emplace(data, Block{size, guarded ? bytes : kUnguarded});
+    live_.emplace(data, Block{size, guarded ? bytes : kUnguarded, pool});
     if (guarded) {
       fill(data, 0xFF, bytes);
       fill(static_cast<char*>(data) + bytes, kGuardValue, guard);
@@ -80,7 +95,7 @@ class Allocator {
     live_.erase(found);
     stats_.in_use -= block.size;
     if (block.guarded_bytes == kUnguarded) {
-      give_back(data, block.size);
+      give_back(data, block.size, block.pool);
       return;
     }
     if (!guard_intact(static_cast<const char*>(data) + block.guarded_bytes)) ++damaged;
@@ -100,11 +115,31 @@ class Allocator {
     release_cached();
   }
 
+  void open(MemoryPool::State* pool) {
+    std::lock_guard lock(mutex_);
+    GRAFT_CHECK(pool_ == nullptr, "memory pool: another one is open on ", device_);
+    pool_ = pool;
+  }
+  void close(const MemoryPool::State* pool) {
+    std::lock_guard lock(mutex_);
+    if (pool_ == pool) pool_ = nullptr;
+  }
+  void dissolve(const MemoryPool::State* pool) {
+    std::lock_guard lock(mutex_);
+    for (const auto& [size, blocks] : pool->free) {
+      free_[size].insert(free_[size].end(), blocks.begin(), blocks.end());
+    }
+    for (auto& [data, block] : live_) {
+      if (block.pool == pool) block.pool = nullptr;
+    }
+  }
+
  private:
   static constexpr size_t kUnguarded = ~size_t{0};
   struct Block {
     size_t size;
     size_t guarded_bytes;
+    MemoryPool::State* pool;  // null: ordinary memory
   };
 
   void* fresh(size_t size) {
@@ -141,21 +176,24 @@ class Allocator {
     }
     return std::all_of(bytes, bytes + count, [](auto b) { return b == kGuardValue; });
   }
-  void give_back(void* data, size_t size) {
-    free_[size].push_back(data);
+  void give_back(void* data, size_t size, MemoryPool::State* pool) {
+    (pool != nullptr ? pool->free : free_)[size].push_back(data);
     stats_.cached += size;
   }
   void release_cached() {
     for (auto& [size, blocks] : free_) {
-      for (void* data : blocks) discard(data);
+      for (void* data : blocks) {
+        discard(data);
+        stats_.cached -= size;
+      }
     }
     free_.clear();
-    stats_.cached = 0;
   }
 
   Device device_;
   std::mutex mutex_;
-  std::unordered_map<size_t, std::vector<void*>> free_;
+  FreeBlocks free_;
+  MemoryPool::State* pool_ = nullptr;  // the open one
   std::unordered_map<void*, Block> live_;
   MemoryStats stats_;
 };
@@ -187,6 +225,15 @@ Storage::~Storage() {
 MemoryStats memory_stats(Device device) { return allocator(device).stats(); }
 void reset_peak_memory(Device device) { allocator(device).reset_peak(); }
 void release_cached_memory(Device device) { allocator(device).release_all_cached(); }
+MemoryPool::MemoryPool(Device device) : device_(device), state_(std::make_unique<State>()) {
+  allocator(device_).open(state_.get());
+}
+MemoryPool::~MemoryPool() {
+  close();
+  allocator(device_).dissolve(state_.get());
+}
+void MemoryPool::close() { allocator(device_).close(state_.get()); }
+
 void fail_allocation(int64_t nth) { allocations_until_failure = nth; }
 void poison_fresh_memory(bool on) {
   poison = on;

@@ -51,6 +51,25 @@ MemoryStats memory_stats(Device device = kCpu);
 void reset_peak_memory(Device device = kCpu);
 void release_cached_memory(Device device = kCpu);
 
+// A part of a device's memory for work that is recorded once and run many times: between the
+// constructor and close() this thread's new storages come from it, and what they free stays in it
+// for reuse, so that no later tensor is put where the recorded work writes. The destructor makes it
+// ordinary memory. One pool a device may be open at a time.
+class MemoryPool {
+ public:
+  explicit MemoryPool(Device device);
+  ~MemoryPool();
+  void close();
+  MemoryPool(const MemoryPool&) = delete;
+  MemoryPool& operator=(const MemoryPool&) = delete;
+
+  struct State;
+
+ private:
+  Device device_;
+  std::unique_ptr<State> state_;
+};
+
 // Test hook: the allocation with this number (counting from 1 at the call) throws as if memory had
 // run out; 0 turns it off.
 void fail_allocation(int64_t nth);

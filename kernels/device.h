@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 
 #include "kernels/types.h"
 
@@ -19,6 +20,15 @@ void release(void* data, int device);
 void copy(void* target, Device target_device, const void* source, Device source_device,
           size_t bytes);
 void fill_bytes(void* target, int value, size_t bytes, int device);
+
+// Work recorded once and run many times, as a whole.
+struct Graph;
+// Until end_capture() this thread's work on the device is recorded instead of run. What waits for
+// the device, or copies to the host, is an error then.
+void begin_capture();
+// What was recorded. Throws Error when something that cannot be recorded was asked for.
+std::shared_ptr<Graph> end_capture();
+void launch_graph(Graph& graph);
 
 // Whether the device is the simulated one (kernels/simt).
 bool is_simulated();

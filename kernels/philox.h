@@ -10,6 +10,12 @@
 namespace graft {
 inline namespace GRAFT_ISA_NAMESPACE {
 
+// The key with its step in place, wherever that stands.
+GRAFT_HD inline RngKey resolved(RngKey key) {
+  if (key.step_at != nullptr) key.step = *key.step_at;
+  return key;
+}
+
 struct Philox4 {
   uint32_t v[4];
 };

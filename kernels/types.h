@@ -105,9 +105,18 @@ struct OptimTensor {
   float* m = nullptr;  // SGD: momentum buffer, null without momentum
   float* v = nullptr;
   int64_t n = 0;
-  float step_size = 0;      // AdamW: learning rate / bias correction of m
-  float root_scale = 1;     // AdamW: 1 / sqrt(bias correction of v)
   bool first_step = false;  // SGD: the buffer starts as a copy of the gradient
+};
+
+// The numbers of an optimizer pass that change from step to step.
+struct OptimRates {
+  float learning_rate = 0;
+  float decay = 0;       // AdamW: learning rate times weight decay
+  float step_size = 0;   // AdamW: learning rate / bias correction of m
+  float root_scale = 1;  // AdamW: 1 / sqrt(bias correction of v)
+  // In device memory, instead of the numbers above: for work that is recorded once and run many
+  // times.
+  const OptimRates* at = nullptr;
 };
 
 // A reduction of (outer, axis, inner) to (outer, inner). The axis is cut into chunks when there are
@@ -149,6 +158,8 @@ struct RngKey {
   uint64_t seed = 0;
   uint64_t step = 0;
   uint32_t stream = 0;
+  // In device memory, instead of `step`: for work that is recorded once and run many times.
+  const uint64_t* step_at = nullptr;
 };
 
 }  // namespace graft

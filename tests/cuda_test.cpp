@@ -8,6 +8,7 @@
 
 #include "engine/autograd.h"
 #include "engine/ops.h"
+#include "engine/step_graph.h"
 #include "kernels/device.h"
 
 namespace {
@@ -116,4 +117,69 @@ TEST_CASE("grad_reverse turns the gradient round on the device") {
   x.set_requires_grad();
   backward(grad_reverse(x, 0.5f), Tensor::of<float>({1, 1, 4}).to(kGpu));
   CHECK(x.grad().to_vector<float>() == std::vector<float>{-0.5f, -0.5f, -2.0f});
+}
+
+TEST_CASE("recorded work runs when it is told to, as often as it is told to") {
+  if (skip("graphs")) return;
+  const Tensor x = Tensor::of<float>({1, 2, 3}).to(kGpu);
+  Tensor y = Tensor::full({3}, 0.0f, kGpu);
+  StepGraph graph(kGpu);
+  CHECK_THROWS_WITH_AS(graph.run(), doctest::Contains("nothing was recorded"), Error);
+  graph.record([&] { y.copy_from(add(y, mul(x, 2.0f))); });
+  CHECK(y.to_vector<float>() == std::vector<float>{0, 0, 0});
+  graph.run();
+  graph.run();
+  CHECK(y.to_vector<float>() == std::vector<float>{4, 8, 12});
+}
+
+TEST_CASE("what is recorded keeps its memory to itself") {
+  if (skip("memory of graphs")) return;
+  release_cached_memory(kGpu);
+  const int64_t n = 1000;
+  const Tensor x = Tensor::full({n}, 3.0f, kGpu);
+  Tensor result;
+  std::vector<Tensor> others;
+  {
+    StepGraph graph(kGpu);
+    graph.record([&] { result = exp(mul(add(x, 1.0f), 0.0f)); });  // two temporaries
+    for (float value = 0; value < 8; ++value) others.push_back(Tensor::full({n}, value, kGpu));
+    graph.run();
+    CHECK(result.to_vector<float>() == std::vector<float>(n, 1.0f));
+    for (size_t i = 0; i < others.size(); ++i) {
+      CHECK(others[i].to_vector<float>() == std::vector<float>(n, static_cast<float>(i)));
+    }
+  }
+  // Afterwards it is ordinary memory, and the result still stands.
+  CHECK(result.to_vector<float>() == std::vector<float>(n, 1.0f));
+  CHECK(memory_stats(kGpu).cached > 0);
+}
+
+TEST_CASE("what waits for the device cannot be recorded, and does no harm") {
+  if (skip("refused recordings")) return;
+  const Tensor x = Tensor::of<float>({1, 2, 3}).to(kGpu);
+  StepGraph graph(kGpu);
+  CHECK_THROWS_AS(graph.record([&] { (void)sum(x).item(); }), Error);
+  CHECK_FALSE(graph.recorded());
+  CHECK(mul(x, 2.0f).to_vector<float>() == std::vector<float>{2, 4, 6});
+  graph.record([&] { (void)mul(x, 2.0f); });
+  graph.run();
+}
+
+TEST_CASE("numbers that change from step to step are read from the device") {
+  if (skip("step numbers")) return;
+  StepNumbers numbers(kGpu, 2);
+  const Tensor x = Tensor::full({64}, 1.0f, kGpu);
+  const auto eager = [&](uint64_t step) {
+    return dropout(x, 0.5f, true, {7, step, 3}).to_vector<float>();
+  };
+  Tensor dropped;
+  StepGraph graph(kGpu);
+  graph.record([&] { dropped = dropout(x, 0.5f, true, {7, 0, 3, numbers.rng_step()}); });
+  for (const uint64_t step : {5u, 6u}) {
+    numbers.set(step, {});
+    graph.run();
+    CHECK(dropped.to_vector<float>() == eager(step));
+  }
+  CHECK(eager(5) != eager(6));
+  CHECK_THROWS_AS(numbers.set(1, std::vector<OptimRates>(3)), Error);
 }

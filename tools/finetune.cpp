@@ -219,6 +219,8 @@ void FinetuneCommand::add_training() {
       "stop after so many epochs without a better one (0: no)");
   add("--seed", GRAFT_MEMBER(seed), "of weights, order and augmentation (0)");
   add("--workers", GRAFT_MEMBER(workers), "threads that decode images (1)");
+  add("--graphs,!--no-graphs", GRAFT_MEMBER(graphs),
+      "on CUDA: run whole steps as recorded graphs (yes)");
   add("--save-minutes", GRAFT_MEMBER(save_minutes), "save at least this often (5)");
 }
 #undef GRAFT_MEMBER

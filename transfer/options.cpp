@@ -169,6 +169,7 @@ void each_member(Options& o, const Visit& visit) {
   visit("seed", o.seed);
   visit("workers", o.workers);
   visit("device", o.device);
+  visit("graphs", o.graphs);
   visit("save_minutes", o.save_minutes);
 }
 

@@ -73,6 +73,7 @@ struct FinetuneOptions {
   uint64_t seed = 0;
   int64_t workers = 1;
   Device device;
+  bool graphs = true;         // on CUDA: record steps whose shapes repeat
   std::filesystem::path out;  // the run folder; empty: nothing is written
   bool overwrite = false;     // replace the run that `out` holds
   double save_minutes = 5;    // resumable state at least this often

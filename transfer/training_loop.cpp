@@ -1,11 +1,8 @@
 #include "transfer/training_loop.h"
 
 #include <algorithm>
-#include <cmath>
 
-#include "engine/autograd.h"
 #include "engine/io/weights.h"
-#include "engine/rng.h"
 #include "kernels/error.h"
 #include "transfer/freeze.h"
 
@@ -125,6 +122,9 @@ bool TrainingLoop::make_batches() {
     if (!split.held_out.empty()) validation_ = open(split.held_out, judging);
     forward_ = [&model](const Tensor& x) { return model.forward(x); };
   }
+  train_step_ = std::make_unique<TrainStep>(
+      model, forward_, *optimizer_, trainable_,
+      TrainStepOptions{options.device, loss_options_, options.clip_norm, options.graphs});
   const int64_t batches = train_->count();
   total_steps_ = options.steps > 0 ? options.steps : options.epochs * batches;
   epochs_ = (total_steps_ + batches - 1) / batches;
@@ -186,26 +186,16 @@ bool TrainingLoop::train_epoch() {
 void TrainingLoop::train_step(const Batch& batch) {
   const FinetuneOptions& options = run_.options;
   const int64_t step = run_.state.step;
-  // Step 0 of the generator drew the initial weights.
-  begin_rng_step(options.seed, static_cast<uint64_t>(step) + 1);
   const double factor = schedule_factor(options.schedule, step, total_steps_);
   for (size_t i = 0; i < base_rates_.size(); ++i) {
     optimizer_->groups()[i].learning_rate = static_cast<float>(base_rates_[i] * factor);
   }
-  const Tensor logits = forward_(batch.images.to(options.device));
-  const Tensor loss = cross_entropy(logits, batch.labels, loss_options_);
-  const double value = static_cast<double>(loss.item());
-  GRAFT_CHECK(std::isfinite(value), "training: the loss is ", value, " at step ", step + 1,
-              "; lower the learning rate (--lr) or clip the gradients (--clip-norm 1)");
-  backward(loss);
-  if (options.clip_norm > 0) clip_grad_norm(trainable_, options.clip_norm);
-  optimizer_->step();
-  optimizer_->zero_grad();
+  const TrainStep::Outcome outcome = (*train_step_)(batch, options.seed, step);
 
   EpochSums& sums = run_.state.sums;
-  const std::vector<int64_t> predicted = argmax(logits.detach()).to_vector<int64_t>();
+  const std::vector<int64_t>& predicted = outcome.predicted;
   const std::vector<int64_t> actual = batch.labels.to_vector<int64_t>();
-  sums.loss += value * static_cast<double>(actual.size());
+  sums.loss += outcome.loss * static_cast<double>(actual.size());
   sums.samples += static_cast<int64_t>(actual.size());
   for (size_t i = 0; i < actual.size(); ++i) sums.correct += actual[i] == predicted[i];
 }

@@ -9,6 +9,7 @@
 #include "transfer/evaluation.h"
 #include "transfer/finetune.h"
 #include "transfer/task_data.h"
+#include "transfer/train_step.h"
 
 namespace graft {
 
@@ -54,6 +55,7 @@ class TrainingLoop {
   std::vector<NamedParameter> trainable_;
   CrossEntropyOptions loss_options_;
   Forward forward_;
+  std::unique_ptr<TrainStep> train_step_;
   int64_t total_steps_ = 0, epochs_ = 0, positive_ = 1;
   StateDict best_;  // of this process; empty: best.safetensors has it
   bool best_unsaved_ = false;

@@ -77,7 +77,8 @@ void copy(void* target, Device target_device, const void* source, Device source_
                               : source_device.is_cpu() ? cudaMemcpyHostToDevice
                                                        : cudaMemcpyDeviceToDevice;
   check(cudaMemcpyAsync(target, source, bytes, kind, stream()), "copy");
-  check(cudaStreamSynchronize(stream()), "copy");
+  // Pageable memory has been read when the call returns: only a reader has to wait.
+  if (target_device.is_cpu()) check(cudaStreamSynchronize(stream()), "copy");
 }
 
 void fill_bytes(void* target, int value, size_t bytes, int device) {
@@ -102,7 +103,42 @@ void* scratch(const char* op, size_t bytes) {
   return block;
 }
 
-cudaStream_t stream() { return cudaStreamLegacy; }
+cudaStream_t stream() {
+  static const cudaStream_t own = [] {
+    cudaStream_t created = nullptr;
+    check(cudaStreamCreateWithFlags(&created, cudaStreamNonBlocking), "stream");
+    return created;
+  }();
+  return own;
+}
+
+struct Graph {
+  cudaGraphExec_t executable = nullptr;
+  ~Graph() {
+    if (executable != nullptr && cudaGraphExecDestroy(executable) != cudaSuccess) {
+      cudaGetLastError();
+    }
+  }
+};
+
+void begin_capture() {
+  // Relaxed: memory for what is recorded may be allocated meanwhile.
+  check(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeRelaxed), "begin_capture");
+}
+
+std::shared_ptr<Graph> end_capture() {
+  cudaGraph_t recorded = nullptr;
+  check(cudaStreamEndCapture(stream(), &recorded), "end_capture");
+  auto graph = std::make_shared<Graph>();
+  const cudaError_t status = cudaGraphInstantiate(&graph->executable, recorded, 0);
+  cudaGraphDestroy(recorded);
+  check(status, "end_capture");
+  return graph;
+}
+
+void launch_graph(Graph& graph) {
+  check(cudaGraphLaunch(graph.executable, stream()), "launch_graph");
+}
 
 namespace {
 

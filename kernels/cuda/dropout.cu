@@ -37,6 +37,7 @@ constexpr int kWords = 4;  // of one Philox call
 
 template <class T>
 __global__ void dropout_kernel(T* y, const T* x, Keep keep, RngKey key, bool wide, int64_t n) {
+  key = resolved(key);
   const int64_t step = int64_t{gridDim.x} * blockDim.x * kWords;
   int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kWords;
   for (; i < n; i += step) {
@@ -62,7 +63,7 @@ __global__ void drop_path_kernel(T* y, const T* x, Keep keep, RngKey key, int64_
                                  int64_t width) {
   const int64_t row = blockIdx.x / spans, begin = blockIdx.x % spans * kSpan;
   const int64_t end = min(begin + kSpan, width);
-  const uint32_t word = philox_word(key, static_cast<uint64_t>(row));
+  const uint32_t word = philox_word(resolved(key), static_cast<uint64_t>(row));
   for (int64_t i = begin + int64_t{threadIdx.x} * kWidth; i < end; i += blockDim.x * kWidth) {
     Pack<T, kWidth> pack = load<kWidth>(x + row * width + i);
     for (T& value : pack.v) value = static_cast<T>(keep(static_cast<float>(value), word));

@@ -12,7 +12,7 @@
 
 namespace graft::cuda {
 
-// All work runs in order on one stream, which blocking copies wait for.
+// All work runs in order on one stream.
 cudaStream_t stream();
 
 constexpr unsigned kThreads = 256;

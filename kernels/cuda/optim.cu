@@ -58,8 +58,9 @@ __device__ void for_chunk(const Batch& batch, const Body& body) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    sgd_kernel(const __grid_constant__ Batch batch, float learning_rate, float momentum,
+    sgd_kernel(const __grid_constant__ Batch batch, OptimRates rates, float momentum,
                float weight_decay, bool nesterov) {
+  const float learning_rate = (rates.at != nullptr ? *rates.at : rates).learning_rate;
   for_chunk(batch, [=]<int W>(const OptimTensor& t, int64_t i) {
     Pack<float, W> p = load<W>(t.p + i);
     Pack<float, W> d = load<W>(t.g + i);
@@ -80,9 +81,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    adamw_kernel(const __grid_constant__ Batch batch, float decay, float beta1, float beta2,
+    adamw_kernel(const __grid_constant__ Batch batch, OptimRates rates, float beta1, float beta2,
                  float epsilon) {
-  const float shrink = 1.0f - decay, share1 = 1.0f - beta1, share2 = 1.0f - beta2;
+  if (rates.at != nullptr) rates = *rates.at;
+  const float shrink = 1.0f - rates.decay, share1 = 1.0f - beta1, share2 = 1.0f - beta2;
   for_chunk(batch, [=]<int W>(const OptimTensor& t, int64_t i) {
     Pack<float, W> p = load<W>(t.p + i), m = load<W>(t.m + i), v = load<W>(t.v + i);
     const Pack<float, W> g = load<W>(t.g + i);
@@ -90,8 +92,8 @@ __global__ void __launch_bounds__(kThreads)
       const float d = g.v[k];
       m.v[k] += share1 * (d - m.v[k]);
       v.v[k] = beta2 * v.v[k] + share2 * d * d;
-      p.v[k] =
-          p.v[k] * shrink - t.step_size * m.v[k] / (std::sqrt(v.v[k]) * t.root_scale + epsilon);
+      p.v[k] = p.v[k] * shrink -
+               rates.step_size * m.v[k] / (std::sqrt(v.v[k]) * rates.root_scale + epsilon);
     }
     store(t.m + i, m);
     store(t.v + i, v);
@@ -154,17 +156,17 @@ void each_batch(const char* op, const OptimTensor* tensors, int64_t count, const
 
 }  // namespace
 
-void sgd_step(const OptimTensor* tensors, int64_t count, float learning_rate, float momentum,
+void sgd_step(const OptimTensor* tensors, int64_t count, OptimRates rates, float momentum,
               float weight_decay, bool nesterov) {
   each_batch("sgd", tensors, count, [=](Grid grid, const Batch& batch) {
-    launch("sgd", grid, 0, sgd_kernel, batch, learning_rate, momentum, weight_decay, nesterov);
+    launch("sgd", grid, 0, sgd_kernel, batch, rates, momentum, weight_decay, nesterov);
   });
 }
 
-void adamw_step(const OptimTensor* tensors, int64_t count, float decay, float beta1, float beta2,
-                float epsilon) {
+void adamw_step(const OptimTensor* tensors, int64_t count, OptimRates rates, float beta1,
+                float beta2, float epsilon) {
   each_batch("adamw", tensors, count, [=](Grid grid, const Batch& batch) {
-    launch("adamw", grid, 0, adamw_kernel, batch, decay, beta1, beta2, epsilon);
+    launch("adamw", grid, 0, adamw_kernel, batch, rates, beta1, beta2, epsilon);
   });
 }
 

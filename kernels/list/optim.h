@@ -3,12 +3,12 @@
 
 // SGD of PyTorch: d = g + weight_decay p; m = momentum m + d; p -= learning_rate (nesterov ? d +
 // momentum m : m).
-void sgd_step(const OptimTensor* tensors, int64_t count, float learning_rate, float momentum,
+void sgd_step(const OptimTensor* tensors, int64_t count, OptimRates rates, float momentum,
               float weight_decay, bool nesterov);
 // AdamW: p -= decay p; m, v averages of g and g^2; p -= step_size m / (sqrt(v) root_scale +
-// epsilon). decay is learning rate times weight decay.
-void adamw_step(const OptimTensor* tensors, int64_t count, float decay, float beta1, float beta2,
-                float epsilon);
+// epsilon).
+void adamw_step(const OptimTensor* tensors, int64_t count, OptimRates rates, float beta1,
+                float beta2, float epsilon);
 // p *= factor.
 void scale_tensors(const OptimTensor* tensors, int64_t count, float factor);
 // *sum = sum of g^2 over all tensors; in host memory.

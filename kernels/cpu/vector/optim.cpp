@@ -68,8 +68,9 @@ void adamw_piece(float* __restrict p, const float* __restrict g, float* __restri
 
 }  // namespace
 
-void sgd_step(const OptimTensor* tensors, int64_t count, float learning_rate, float momentum,
+void sgd_step(const OptimTensor* tensors, int64_t count, OptimRates rates, float momentum,
               float weight_decay, bool nesterov) {
+  const float learning_rate = rates.learning_rate;
   parallel_for(total_size(tensors, count), 2, [=](int64_t begin, int64_t end) {
     each_piece(tensors, count, begin, end, [=](const OptimTensor& t, int64_t from, int64_t to) {
       float* p = t.p + from;
@@ -89,12 +90,12 @@ void sgd_step(const OptimTensor* tensors, int64_t count, float learning_rate, fl
   });
 }
 
-void adamw_step(const OptimTensor* tensors, int64_t count, float decay, float beta1, float beta2,
-                float epsilon) {
+void adamw_step(const OptimTensor* tensors, int64_t count, OptimRates rates, float beta1,
+                float beta2, float epsilon) {
   parallel_for(total_size(tensors, count), 4, [=](int64_t begin, int64_t end) {
     each_piece(tensors, count, begin, end, [=](const OptimTensor& t, int64_t from, int64_t to) {
-      adamw_piece(t.p + from, t.g + from, t.m + from, t.v + from, 1.0f - decay, beta1, beta2,
-                  t.step_size, t.root_scale, epsilon, to - from);
+      adamw_piece(t.p + from, t.g + from, t.m + from, t.v + from, 1.0f - rates.decay, beta1, beta2,
+                  rates.step_size, rates.root_scale, epsilon, to - from);
     });
   });
 }

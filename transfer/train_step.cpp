@@ -1,0 +1,126 @@
+#include "transfer/train_step.h"
+
+#include <cmath>
+
+#include "engine/autograd.h"
+#include "engine/rng.h"
+#include "kernels/error.h"
+
+namespace graft {
+namespace {
+
+// Steps that run the usual way before one is recorded: they make the optimizer's state, and the
+// libraries choose their algorithms.
+constexpr int64_t kStepsBeforeRecording = 2;
+
+// Step 0 of the generator drew the initial weights.
+uint64_t generator_step(int64_t step) { return static_cast<uint64_t>(step) + 1; }
+
+}  // namespace
+
+TrainStep::TrainStep(Module& model, Forward forward, Optimizer& optimizer,
+                     std::vector<NamedParameter> parameters, TrainStepOptions options)
+    : model_(model),
+      forward_(std::move(forward)),
+      optimizer_(optimizer),
+      parameters_(std::move(parameters)),
+      options_(std::move(options)) {
+  // The clipping factor is worked out by the host.
+  unrecordable_ = options_.device.is_cpu() || !options_.graphs || options_.clip_norm > 0;
+}
+
+TrainStep::Outcome TrainStep::operator()(const Batch& batch, uint64_t seed, int64_t step) {
+  if (unrecordable_) return run(batch, seed, step);
+  if (batch.images.shape() == shape_) {
+    ++repeats_;
+  } else if (graph_ == nullptr) {
+    shape_ = batch.images.shape();
+    repeats_ = 1;
+  }
+  if (batch.images.shape() != shape_ || repeats_ <= kStepsBeforeRecording) {
+    return run(batch, seed, step);
+  }
+  if (graph_ == nullptr || seed != seed_) record(batch, seed);
+  return replay(batch, step);
+}
+
+TrainStep::Outcome TrainStep::run(const Batch& batch, uint64_t seed, int64_t step) {
+  begin_rng_step(seed, generator_step(step));
+  const Tensor logits = forward_(batch.images.to(options_.device));
+  const Tensor loss = cross_entropy(logits, batch.labels, options_.loss);
+  const Outcome result = outcome(loss, argmax(logits.detach()), step);
+  backward(loss);
+  if (options_.clip_norm > 0) clip_grad_norm(parameters_, options_.clip_norm);
+  optimizer_.step();
+  optimizer_.zero_grad();
+  return result;
+}
+
+void TrainStep::record(const Batch& batch, uint64_t seed) {
+  seed_ = seed;
+  graph_.reset();
+  // What the steps before used is free now, and the recorded step keeps memory of its own.
+  release_cached_memory(options_.device);
+  images_ = Tensor(batch.images.shape(), Dtype::f32, options_.device);
+  labels_ = Tensor(batch.labels.shape(), Dtype::i64, options_.device);
+  const std::vector<NamedTensor> tensors = model_.named_tensors();
+  std::vector<uint64_t> versions;
+  std::vector<int64_t> counts;
+  for (const NamedTensor& entry : tensors) {
+    versions.push_back(entry.tensor->storage()->version());
+    counts.push_back(entry.layout == FileLayout::counter ? *entry.tensor->data<int64_t>() : 0);
+  }
+  numbers_ = std::make_unique<StepNumbers>(options_.device, parameters_.size());
+  auto graph = std::make_unique<StepGraph>(options_.device);
+  try {
+    graph->record([&] {
+      begin_rng_step(seed, 0, numbers_->rng_step());
+      const Tensor logits = forward_(images_);
+      const Tensor loss = cross_entropy(logits, labels_, options_.loss);
+      loss_ = loss.detach();
+      predicted_ = argmax(logits.detach());
+      backward(loss);
+      optimizer_.collect();
+      optimizer_.apply(numbers_->rates());
+      optimizer_.zero_grad();
+    });
+  } catch (const Error& error) {
+    fail("training: the step cannot be recorded as a CUDA graph (", error.what(),
+         "); run it with --no-graphs");
+  }
+  counters_.clear();
+  changed_.clear();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    Tensor tensor = tensors[i].tensor->detach();
+    if (tensors[i].layout == FileLayout::counter) {
+      int64_t& now = *tensor.mutable_data<int64_t>();
+      counters_.emplace_back(tensor, now - counts[i]);
+      now = counts[i];  // nothing has run yet
+    } else if (tensor.storage()->version() != versions[i]) {
+      changed_.push_back(std::move(tensor));
+    }
+  }
+  graph_ = std::move(graph);
+}
+
+TrainStep::Outcome TrainStep::replay(const Batch& batch, int64_t step) {
+  numbers_->set(generator_step(step), optimizer_.advance());
+  images_.copy_from(batch.images);
+  labels_.copy_from(batch.labels);
+  graph_->run();
+  for (auto& [counter, difference] : counters_) *counter.mutable_data<int64_t>() += difference;
+  // For whoever keeps a form of them. The others stay as they are: what was recorded may read such
+  // a form, a filter with its batch norm folded in.
+  for (const Tensor& tensor : changed_) tensor.storage()->bump_version();
+  return outcome(loss_, predicted_, step);
+}
+
+TrainStep::Outcome TrainStep::outcome(const Tensor& loss, const Tensor& predicted,
+                                      int64_t step) const {
+  const double value = static_cast<double>(loss.item());
+  GRAFT_CHECK(std::isfinite(value), "training: the loss is ", value, " at step ", step + 1,
+              "; lower the learning rate (--lr) or clip the gradients (--clip-norm 1)");
+  return {value, predicted.to_vector<int64_t>()};
+}
+
+}  // namespace graft

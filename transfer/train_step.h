@@ -1,0 +1,67 @@
+// One training step: forward, loss, backward, clipping, optimizer. On a CUDA device a step whose
+// shapes repeat is recorded once and then run as a whole.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "engine/ops.h"
+#include "engine/optim.h"
+#include "engine/step_graph.h"
+#include "layers/module.h"
+#include "transfer/batches.h"
+#include "transfer/evaluation.h"
+
+namespace graft {
+
+struct TrainStepOptions {
+  Device device;
+  CrossEntropyOptions loss;
+  float clip_norm = 0;  // 0: no clipping
+  bool graphs = true;   // record steps as CUDA graphs
+};
+
+class TrainStep {
+ public:
+  // model: whose counters and caches the step concerns. `parameters` are clipped together.
+  TrainStep(Module& model, Forward forward, Optimizer& optimizer,
+            std::vector<NamedParameter> parameters, TrainStepOptions options);
+
+  struct Outcome {
+    double loss = 0;
+    std::vector<int64_t> predicted;  // a class for each image
+  };
+  // Throws Error when the loss is not finite; step counts from 0, for the message and the random
+  // numbers. The result does not depend on whether the step was recorded.
+  Outcome operator()(const Batch& batch, uint64_t seed, int64_t step);
+  // Whether steps are being run as graphs.
+  bool recorded() const { return graph_ != nullptr; }
+
+ private:
+  Outcome run(const Batch& batch, uint64_t seed, int64_t step);
+  void record(const Batch& batch, uint64_t seed);
+  Outcome replay(const Batch& batch, int64_t step);
+  Outcome outcome(const Tensor& loss, const Tensor& predicted, int64_t step) const;
+
+  Module& model_;
+  Forward forward_;
+  Optimizer& optimizer_;
+  std::vector<NamedParameter> parameters_;
+  TrainStepOptions options_;
+
+  // The shape of the last steps, how often it came, and whether recording it is out of the
+  // question.
+  Shape shape_;
+  int64_t repeats_ = 0;
+  bool unrecordable_ = false;
+  // What was recorded, for images of shape_: the places of input, output and changing numbers.
+  std::unique_ptr<StepGraph> graph_;
+  std::unique_ptr<StepNumbers> numbers_;
+  uint64_t seed_ = 0;
+  Tensor images_, labels_, loss_, predicted_;
+  std::vector<std::pair<Tensor, int64_t>> counters_;  // what a step adds to each host counter
+  std::vector<Tensor> changed_;                       // weights and statistics that a step changes
+};
+
+}  // namespace graft
