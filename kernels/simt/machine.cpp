@@ -477,7 +477,7 @@ void Machine::wait_copies(size_t groups) {
     for (const Copy& copy : slot.pending.front()) {
       note_arrived(copy.target, copy.source, copy.bytes, copy.source_bytes);
       std::memset(copy.target, 0, copy.bytes);
-      std::memcpy(copy.target, copy.source, copy.source_bytes);
+      if (copy.source_bytes > 0) std::memcpy(copy.target, copy.source, copy.source_bytes);
     }
     slot.pending.pop_front();
   }
