@@ -1,5 +1,5 @@
-// Where tests compute: the CPU, or with GRAFT_TEST_DEVICE=cuda in the environment a CUDA device, which
-// may be the simulated one (kernels/simt).
+// Where tests compute: the CPU, or with GRAFT_TEST_DEVICE=cuda in the environment a CUDA device,
+// which may be the simulated one (kernels/simt).
 #pragma once
 
 #include "kernels/types.h"
