@@ -17,7 +17,7 @@ void accumulate(Tensor& into, const Tensor& g) {
   const bool own = into.storage().use_count() == 1;
   Tensor result = own ? into : empty_like(into);
   const float* before = into.data<float>();
-  GRAFT_KERNEL(binary, into.device(), "backward")
+  GRAFT_KERNEL(binary, into.device())
   (Binary::add, result.mutable_data<float>(), before, g.data<float>(), into.numel());
   into = std::move(result);
 }

@@ -57,7 +57,7 @@ LibraryWeight library_weight(const Tensor& weight, const LibraryPlan& plan, bool
   if (plan.packing == 0) return {nullptr, weight.raw()};
   const auto pack = [&] {
     auto packed = std::make_shared<Storage>(plan.packed_bytes, weight.device());
-    GRAFT_KERNEL(pack_weight, weight.device(), "pack_weight")
+    GRAFT_KERNEL(pack_weight, weight.device())
     (plan, packed->data(), weight.data<float>());
     return packed;
   };

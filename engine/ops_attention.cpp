@@ -59,7 +59,7 @@ Tensor fused(const char* op, const AttentionInputs<float>& sizes, const Operands
   Shape rows{sizes.queries * sizes.heads};
   if (!x.query_offsets.defined()) rows[0] *= sizes.batch;
   Tensor log_sum_exp = recorded ? Tensor(rows, Dtype::f32, device) : Tensor();
-  GRAFT_KERNEL(attention_forward, device, op)
+  GRAFT_KERNEL(attention_forward, device)
   (y.mutable_data<float>(), recorded ? log_sum_exp.mutable_data<float>() : nullptr,
    with_pointers(sizes, x));
   if (!recorded) return y;
@@ -91,7 +91,7 @@ Tensor fused(const char* op, const AttentionInputs<float>& sizes, const Operands
               Tensor({sizes.batch, sizes.heads, sizes.queries, sizes.keys}, Dtype::f32, device);
           grad.dscores = dscores.mutable_data<float>();
         }
-        GRAFT_KERNEL(attention_backward, device, op)(grad, with_pointers(sizes, saved));
+        GRAFT_KERNEL(attention_backward, device)(grad, with_pointers(sizes, saved));
         if (needs[3]) grads[3] = sum_to(dscores, saved.mask.shape());
         return grads;
       });

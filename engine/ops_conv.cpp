@@ -81,13 +81,13 @@ Tensor depthwise_memory(const ConvShape& s, Device device) {
   return Tensor({depthwise_scratch(s)}, Dtype::f32, device);
 }
 
-Tensor forward(const char* op, const ConvShape& s, const Tensor& x, const Tensor& weight,
-               const Tensor& bias, const Tensor& residual, Activation activation, bool keep) {
+Tensor forward(const ConvShape& s, const Tensor& x, const Tensor& weight, const Tensor& bias,
+               const Tensor& residual, Activation activation, bool keep) {
   Tensor y({s.batch, s.out_height, s.out_width, s.out_channels}, Dtype::f32, x.device());
   if (y.numel() == 0) return y;
   if (s.depthwise()) {
     Tensor scratch = depthwise_memory(s, x.device());
-    GRAFT_KERNEL(depthwise_forward, x.device(), op)
+    GRAFT_KERNEL(depthwise_forward, x.device())
     (s, y.mutable_data<float>(), x.data<float>(), weight.data<float>(), data_or_null(bias),
      residual.defined() ? Activation::none : activation, scratch.mutable_data<float>());
     if (!residual.defined()) return y;
@@ -96,11 +96,11 @@ Tensor forward(const char* op, const ConvShape& s, const Tensor& x, const Tensor
     if (activation == Activation::relu) return relu(y);
     return activation == Activation::relu6 ? relu6(y) : y;
   }
-  const LibraryPlan plan = GRAFT_KERNEL(conv_forward_plan, x.device(), op)(
+  const LibraryPlan plan = GRAFT_KERNEL(conv_forward_plan, x.device())(
       s, {bias.defined(), residual.defined(), activation});
   const LibraryWeight packed = library_weight(weight, plan, keep);
   const Storage scratch(plan.scratch_bytes, x.device());
-  GRAFT_KERNEL(conv_forward, x.device(), op)
+  GRAFT_KERNEL(conv_forward, x.device())
   (plan, y.mutable_data<float>(), x.data<float>(), packed.data, data_or_null(bias),
    data_or_null(residual), scratch.data());
   return y;
@@ -111,15 +111,15 @@ Tensor backward_data(const ConvShape& s, const Tensor& g, const Tensor& weight, 
   if (dx.numel() == 0) return dx;
   if (s.depthwise()) {
     Tensor scratch = depthwise_memory(s, g.device());
-    GRAFT_KERNEL(depthwise_backward_data, g.device(), "conv2d")
+    GRAFT_KERNEL(depthwise_backward_data, g.device())
     (s, dx.mutable_data<float>(), g.data<float>(), weight.data<float>(),
      scratch.mutable_data<float>());
     return dx;
   }
-  const LibraryPlan plan = GRAFT_KERNEL(conv_backward_data_plan, g.device(), "conv2d")(s);
+  const LibraryPlan plan = GRAFT_KERNEL(conv_backward_data_plan, g.device())(s);
   const LibraryWeight packed = library_weight(weight, plan, keep);
   const Storage scratch(plan.scratch_bytes, g.device());
-  GRAFT_KERNEL(conv_backward_data, g.device(), "conv2d")
+  GRAFT_KERNEL(conv_backward_data, g.device())
   (plan, dx.mutable_data<float>(), g.data<float>(), packed.data, scratch.data());
   return dx;
 }
@@ -130,13 +130,13 @@ Tensor backward_weight(const ConvShape& s, const Tensor& g, const Tensor& x) {
   Tensor dw(shape, Dtype::f32, g.device());
   if (s.depthwise()) {
     Tensor scratch = depthwise_memory(s, g.device());
-    GRAFT_KERNEL(depthwise_backward_weight, g.device(), "conv2d")
+    GRAFT_KERNEL(depthwise_backward_weight, g.device())
     (s, dw.mutable_data<float>(), x.data<float>(), g.data<float>(), scratch.mutable_data<float>());
     return dw;
   }
-  const LibraryPlan plan = GRAFT_KERNEL(conv_backward_weight_plan, g.device(), "conv2d")(s);
+  const LibraryPlan plan = GRAFT_KERNEL(conv_backward_weight_plan, g.device())(s);
   const Storage scratch(plan.scratch_bytes, g.device());
-  GRAFT_KERNEL(conv_backward_weight, g.device(), "conv2d")
+  GRAFT_KERNEL(conv_backward_weight, g.device())
   (plan, dw.mutable_data<float>(), x.data<float>(), g.data<float>(), scratch.data());
   return dw;
 }
@@ -163,7 +163,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
   const ConvShape s = shape_of("conv2d", x, weight, bias, options);
   // A weight that is being trained changes before its packed form could be used again.
   const bool trained = grad_enabled() && weight.requires_grad();
-  Tensor y = forward("conv2d", s, x, weight, bias, Tensor(), Activation::none, !trained);
+  Tensor y = forward(s, x, weight, bias, Tensor(), Activation::none, !trained);
   if (!any_requires_grad({&x, &weight, &bias})) return y;
   return record("conv2d", {x, weight, bias}, y,
                 [s, trained, x = Saved(weight.requires_grad() ? x : Tensor()),
@@ -190,7 +190,7 @@ Tensor conv2d_fused(const Tensor& x, const Tensor& weight, const Tensor& bias,
     GRAFT_CHECK(residual.shape() == expected, "conv2d_fused: expected a residual of ", expected,
                 ", got ", residual);
   }
-  return forward("conv2d_fused", s, x, weight, bias, residual, activation, true);
+  return forward(s, x, weight, bias, residual, activation, true);
 }
 
 }  // namespace graft

@@ -57,11 +57,11 @@ Tensor pair_loss(const char* op, PairLoss kind, const Tensor& x, const Tensor& t
   Tensor loss;
   if (per_element) {
     loss = empty_like(x);
-    GRAFT_KERNEL(pair_loss, x.device(), op)
+    GRAFT_KERNEL(pair_loss, x.device())
     (kind, loss.mutable_data<float>(), x.data<float>(), target.data<float>(), delta, n);
   } else {
     loss = Tensor({}, Dtype::f32, x.device());
-    GRAFT_KERNEL(pair_loss_sum, x.device(), op)
+    GRAFT_KERNEL(pair_loss_sum, x.device())
     (kind, loss.mutable_data<float>(), x.data<float>(), target.data<float>(), delta, scale, n);
   }
   const Tensor wanted = target_differentiable ? target : target.detach();
@@ -74,7 +74,7 @@ Tensor pair_loss(const char* op, PairLoss kind, const Tensor& x, const Tensor& t
         for (size_t i = 0; i < 2; ++i) {
           if (!needs[i]) continue;
           grads[i] = empty_like(x.get(op));
-          GRAFT_KERNEL(pair_loss_grad, g.device(), op)
+          GRAFT_KERNEL(pair_loss_grad, g.device())
           (kind, grads[i].mutable_data<float>(), g.data<float>(), per_element,
            x.get(op).data<float>(), target.get(op).data<float>(), delta, i == 0 ? scale : -scale,
            n);
@@ -89,12 +89,12 @@ Tensor softmax(const Tensor& x, int64_t axis) {
   constexpr const char* kOp = "softmax";
   const AxisView v = split_at(kOp, x, axis);
   Tensor y = empty_like(x);
-  GRAFT_KERNEL(softmax, x.device(), kOp)
+  GRAFT_KERNEL(softmax, x.device())
   (y.mutable_data<float>(), x.data<float>(), v.outer, v.axis, v.inner);
   if (!any_requires_grad({&x})) return y;
   return record(kOp, {x}, y, [=, y = Saved(y)](const Tensor& g, const Needs&) -> Grads {
     Tensor dx = empty_like(g);
-    GRAFT_KERNEL(softmax_grad, g.device(), kOp)
+    GRAFT_KERNEL(softmax_grad, g.device())
     (dx.mutable_data<float>(), y.get(kOp).data<float>(), g.data<float>(), v.outer, v.axis, v.inner);
     return {dx};
   });
@@ -104,12 +104,12 @@ Tensor log_softmax(const Tensor& x, int64_t axis) {
   constexpr const char* kOp = "log_softmax";
   const AxisView v = split_at(kOp, x, axis);
   Tensor y = empty_like(x);
-  GRAFT_KERNEL(log_softmax, x.device(), kOp)
+  GRAFT_KERNEL(log_softmax, x.device())
   (y.mutable_data<float>(), x.data<float>(), v.outer, v.axis, v.inner);
   if (!any_requires_grad({&x})) return y;
   return record(kOp, {x}, y, [=, y = Saved(y)](const Tensor& g, const Needs&) -> Grads {
     Tensor dx = empty_like(g);
-    GRAFT_KERNEL(log_softmax_grad, g.device(), kOp)
+    GRAFT_KERNEL(log_softmax_grad, g.device())
     (dx.mutable_data<float>(), y.get(kOp).data<float>(), g.data<float>(), v.outer, v.axis, v.inner);
     return {dx};
   });
@@ -151,14 +151,14 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& given,
   const bool divided = options.reduction == Reduction::mean;
   Tensor row_loss({rows}, Dtype::f32, device), log_sum_exp({rows}, Dtype::f32, device);
   Tensor divisor({}, Dtype::f32, device);
-  GRAFT_KERNEL(cross_entropy, device, kOp)
+  GRAFT_KERNEL(cross_entropy, device)
   (row_loss.mutable_data<float>(), log_sum_exp.mutable_data<float>(), divisor.mutable_data<float>(),
    logits.data<float>(), soft ? nullptr : target.data<int64_t>(),
    soft ? target.data<float>() : nullptr, data_or_null(weights), shape);
   Tensor loss = row_loss;
   if (!per_row) {
     loss = Tensor({}, Dtype::f32, device);
-    GRAFT_KERNEL(loss_sum, device, kOp)
+    GRAFT_KERNEL(loss_sum, device)
     (loss.mutable_data<float>(), row_loss.data<float>(), divided ? divisor.data<float>() : nullptr,
      rows);
   }
@@ -169,7 +169,7 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& given,
                  divisor = Saved(divisor)](const Tensor& g, const Needs&) -> Grads {
                   const Tensor& labels = target.get(kOp);
                   Tensor dlogits = empty_like(logits.get(kOp));
-                  GRAFT_KERNEL(cross_entropy_grad, g.device(), kOp)
+                  GRAFT_KERNEL(cross_entropy_grad, g.device())
                   (dlogits.mutable_data<float>(), g.data<float>(), per_row,
                    divided ? divisor.get(kOp).data<float>() : nullptr,
                    logits.get(kOp).data<float>(), log_sum_exp.get(kOp).data<float>(),

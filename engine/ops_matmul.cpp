@@ -17,18 +17,18 @@ void check_device(const char* op, const char* what, const Tensor& x, const Tenso
 }
 
 // result = a b (+ bias). With packed_b the packed form is kept beside b.
-Tensor product(const char* op, const MatmulShape& s, const Tensor& a, const Tensor& b,
-               const Tensor& bias, Shape result_shape) {
+Tensor product(const MatmulShape& s, const Tensor& a, const Tensor& b, const Tensor& bias,
+               Shape result_shape) {
   Tensor y(std::move(result_shape), Dtype::f32, a.device());
   if (y.numel() == 0) return y;
   if (s.k == 0) {
     y.fill(0.0f);
     return y;
   }
-  const LibraryPlan plan = GRAFT_KERNEL(matmul_plan, a.device(), op)(s);
+  const LibraryPlan plan = GRAFT_KERNEL(matmul_plan, a.device())(s);
   const LibraryWeight second = library_weight(b, plan, s.packed_b);
   const Storage scratch(plan.scratch_bytes, a.device());
-  GRAFT_KERNEL(matmul, a.device(), op)
+  GRAFT_KERNEL(matmul, a.device())
   (plan, y.mutable_data<float>(), a.data<float>(), second.data,
    bias.defined() ? bias.data<float>() : nullptr, scratch.data());
   return y;
@@ -56,8 +56,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
   const bool flat = shared && !transpose_a;
   const int64_t matrices = numel_of(leading);
   const int64_t batch = flat ? 1 : matrices, rows = flat ? matrices * m : m;
-  Tensor y = product("matmul",
-                     {.batch = batch,
+  Tensor y = product({.batch = batch,
                       .m = rows,
                       .n = n,
                       .k = k,
@@ -74,8 +73,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
         if (needs[0]) {
           // da = g b^T, or its transpose b g^T.
           const Tensor& second = b.get("matmul");
-          grads[0] = transpose_a ? product("matmul",
-                                           {.batch = batch,
+          grads[0] = transpose_a ? product({.batch = batch,
                                             .m = k,
                                             .n = rows,
                                             .k = n,
@@ -83,8 +81,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
                                             .transpose_b = true,
                                             .shared_a = shared},
                                            second, g, Tensor(), shape_a)
-                                 : product("matmul",
-                                           {.batch = batch,
+                                 : product({.batch = batch,
                                             .m = rows,
                                             .n = k,
                                             .k = n,
@@ -100,8 +97,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
           if (sums) shape.insert(shape.begin(), batch);
           Tensor db =
               transpose_b
-                  ? product("matmul",
-                            {.batch = batch,
+                  ? product({.batch = batch,
                              .m = n,
                              .n = k,
                              .k = rows,
@@ -109,7 +105,6 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
                              .transpose_b = transpose_a},
                             g, first, Tensor(), shape)
                   : product(
-                        "matmul",
                         {.batch = batch, .m = k, .n = n, .k = rows, .transpose_a = !transpose_a},
                         first, g, Tensor(), shape);
           grads[1] = sums ? sum(db, {0}) : db;
@@ -136,8 +131,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   result.back() = out;
   // A weight that is being trained changes before a packed form could be used again.
   const bool kept = !(grad_enabled() && weight.requires_grad());
-  Tensor y = product("linear",
-                     {.batch = 1,
+  Tensor y = product({.batch = 1,
                       .m = rows,
                       .n = out,
                       .k = in,
@@ -146,24 +140,23 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
                       .packed_b = kept},
                      x, weight, bias, std::move(result));
   if (!any_requires_grad({&x, &weight, &bias})) return y;
-  return record(
-      "linear", {x, weight, bias}, y,
-      [=, shape = x.shape(), x = Saved(weight.requires_grad() ? x : Tensor()),
-       weight = Saved(x.requires_grad() ? weight : Tensor())](const Tensor& g,
-                                                              const Needs& needs) -> Grads {
-        Grads grads(3);
-        if (needs[0]) {
-          grads[0] = product("linear", {.batch = 1, .m = rows, .n = in, .k = out, .packed_b = kept},
-                             g, weight.get("linear"), Tensor(), shape);
-        }
-        if (needs[1]) {
-          grads[1] =
-              product("linear", {.batch = 1, .m = out, .n = in, .k = rows, .transpose_a = true}, g,
-                      x.get("linear"), Tensor(), {out, in});
-        }
-        if (needs[2]) grads[2] = sum(view_as(g, {rows, out}), {0});
-        return grads;
-      });
+  return record("linear", {x, weight, bias}, y,
+                [=, shape = x.shape(), x = Saved(weight.requires_grad() ? x : Tensor()),
+                 weight = Saved(x.requires_grad() ? weight : Tensor())](
+                    const Tensor& g, const Needs& needs) -> Grads {
+                  Grads grads(3);
+                  if (needs[0]) {
+                    grads[0] = product({.batch = 1, .m = rows, .n = in, .k = out, .packed_b = kept},
+                                       g, weight.get("linear"), Tensor(), shape);
+                  }
+                  if (needs[1]) {
+                    grads[1] =
+                        product({.batch = 1, .m = out, .n = in, .k = rows, .transpose_a = true}, g,
+                                x.get("linear"), Tensor(), {out, in});
+                  }
+                  if (needs[2]) grads[2] = sum(view_as(g, {rows, out}), {0});
+                  return grads;
+                });
 }
 
 }  // namespace graft

@@ -26,7 +26,7 @@ Tensor dropout(const Tensor& x, float probability, bool training, RngKey key) {
   if (!training || probability == 0) return pass_through(kOp, x);
   const auto mask = [=](const Tensor& in) {
     Tensor out = empty_like(in);
-    GRAFT_KERNEL(dropout, in.device(), kOp)
+    GRAFT_KERNEL(dropout, in.device())
     (out.mutable_data<float>(), in.data<float>(), probability, key, in.numel());
     return out;
   };
@@ -42,7 +42,7 @@ Tensor drop_path(const Tensor& x, float probability, bool training, RngKey key) 
   const auto mask = [=](const Tensor& in) {
     Tensor out = empty_like(in);
     const int64_t rows = in.dim(0), width = rows == 0 ? 0 : in.numel() / rows;
-    GRAFT_KERNEL(drop_path, in.device(), kOp)
+    GRAFT_KERNEL(drop_path, in.device())
     (out.mutable_data<float>(), in.data<float>(), probability, key, rows, width);
     return out;
   };

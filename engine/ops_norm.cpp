@@ -66,16 +66,16 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
   if (rows > 0) {
     Tensor stats({3, channels}, Dtype::f32, device);
     if (training) {
-      GRAFT_KERNEL(batch_norm_statistics, device, kOp)
+      GRAFT_KERNEL(batch_norm_statistics, device)
       (stats.mutable_data<float>(), running_mean.mutable_data<float>(),
        running_var.mutable_data<float>(), x.data<float>(), rows, channels, options.momentum,
        options.epsilon);
     } else {
-      GRAFT_KERNEL(batch_norm_frozen_statistics, device, kOp)
+      GRAFT_KERNEL(batch_norm_frozen_statistics, device)
       (stats.mutable_data<float>(), running_mean.data<float>(), running_var.data<float>(), channels,
        options.epsilon);
     }
-    GRAFT_KERNEL(batch_norm_apply, device, kOp)
+    GRAFT_KERNEL(batch_norm_apply, device)
     (y.mutable_data<float>(), x.data<float>(), data_or_null(residual), stats.data<float>(),
      data_or_null(weight), data_or_null(bias), options.activation, rows, channels);
 
@@ -110,7 +110,7 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
                       args.dz = out_or_null(dz);
                       args.dweight = out_or_null(dweight);
                       args.dbias = out_or_null(dbias);
-                      GRAFT_KERNEL(batch_norm_grad, g.device(), kOp)(args);
+                      GRAFT_KERNEL(batch_norm_grad, g.device())(args);
                     }
                     return {dx, dweight, dbias, needs[3] && !active ? g : dz};
                   });
@@ -132,7 +132,7 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, flo
   check_optional(kOp, "weight", weight, c, device);
   check_optional(kOp, "bias", bias, c, device);
   Tensor y = empty_like(x), stats({rows, 3}, Dtype::f32, device);
-  GRAFT_KERNEL(layer_norm, device, kOp)
+  GRAFT_KERNEL(layer_norm, device)
   (y.mutable_data<float>(), stats.mutable_data<float>(), x.data<float>(), data_or_null(weight),
    data_or_null(bias), rows, c, epsilon);
   if (!any_requires_grad({&x, &weight, &bias})) return y;
@@ -142,7 +142,7 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, flo
                   Tensor dx = needs[0] ? empty_like(g) : Tensor();
                   Tensor dweight = grad_vector(needs[1], c, g.device());
                   Tensor dbias = grad_vector(needs[2], c, g.device());
-                  GRAFT_KERNEL(layer_norm_grad, g.device(), kOp)
+                  GRAFT_KERNEL(layer_norm_grad, g.device())
                   (out_or_null(dx), out_or_null(dweight), out_or_null(dbias), g.data<float>(),
                    x.get(kOp).data<float>(), stats.get(kOp).data<float>(),
                    data_or_null(weight.get(kOp)), rows, c);
@@ -166,7 +166,7 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
   const int64_t work = spatial == 0 ? 0 : samples;
   Tensor y = empty_like(x), stats({samples, groups, 3}, Dtype::f32, device);
   if (work > 0) {
-    GRAFT_KERNEL(group_norm, device, kOp)
+    GRAFT_KERNEL(group_norm, device)
     (y.mutable_data<float>(), stats.mutable_data<float>(), x.data<float>(), data_or_null(weight),
      data_or_null(bias), samples, spatial, c, groups, epsilon);
   }
@@ -181,7 +181,7 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
                   Tensor dx = needs[0] ? empty_like(g) : Tensor();
                   Tensor dweight = grad_vector(needs[1], c, g.device());
                   Tensor dbias = grad_vector(needs[2], c, g.device());
-                  GRAFT_KERNEL(group_norm_grad, g.device(), kOp)
+                  GRAFT_KERNEL(group_norm_grad, g.device())
                   (out_or_null(dx), out_or_null(dweight), out_or_null(dbias), g.data<float>(),
                    x.get(kOp).data<float>(), stats.get(kOp).data<float>(),
                    data_or_null(weight.get(kOp)), samples, spatial, c, groups);

@@ -15,7 +15,7 @@ void check_float(const char* op, const Tensor& x) {
 Tensor unary(const char* name, Unary op, const Tensor& x, UnaryParams params = {}) {
   check_float(name, x);
   Tensor y = empty_like(x);
-  GRAFT_KERNEL(unary, x.device(), name)
+  GRAFT_KERNEL(unary, x.device())
   (op, params, y.mutable_data<float>(), x.data<float>(), x.numel());
   if (!any_requires_grad({&x})) return y;
   // Only what the derivative reads is kept.
@@ -24,7 +24,7 @@ Tensor unary(const char* name, Unary op, const Tensor& x, UnaryParams params = {
   return record(name, {x}, y, [=](const Tensor& g, const Needs&) -> Grads {
     const float* values = kept.defined() ? kept.get(name).data<float>() : nullptr;
     Tensor dx = empty_like(g);
-    GRAFT_KERNEL(unary_grad, g.device(), name)
+    GRAFT_KERNEL(unary_grad, g.device())
     (op, params, dx.mutable_data<float>(), reads == Reads::x ? values : nullptr,
      reads == Reads::y ? values : nullptr, g.data<float>(), g.numel());
     return {dx};
@@ -45,7 +45,7 @@ Grads product_grads(const char* name, Binary op, const Tensor& a, const Tensor& 
     if (!a.defined()) used.a_strides[d] = plan.b_strides[d];
     if (!b.defined()) used.b_strides[d] = plan.a_strides[d];
   }
-  GRAFT_KERNEL(binary_grad, g.device(), name)
+  GRAFT_KERNEL(binary_grad, g.device())
   (op, needs[0] ? da.mutable_data<float>() : nullptr, needs[1] ? db.mutable_data<float>() : nullptr,
    a_or_b.data<float>(), b_or_a.data<float>(), g.data<float>(), used);
   return {needs[0] ? sum_to(da, a_shape) : Tensor(), needs[1] ? sum_to(db, b_shape) : Tensor()};
@@ -59,9 +59,9 @@ Tensor binary(const char* name, Binary op, const Tensor& a, const Tensor& b) {
   Tensor y(broadcast_shape(name, a.shape(), b.shape()), Dtype::f32, a.device());
   float* out = y.mutable_data<float>();
   if (a.shape() == b.shape()) {
-    GRAFT_KERNEL(binary, a.device(), name)(op, out, a.data<float>(), b.data<float>(), y.numel());
+    GRAFT_KERNEL(binary, a.device())(op, out, a.data<float>(), b.data<float>(), y.numel());
   } else {
-    GRAFT_KERNEL(binary_broadcast, a.device(), name)
+    GRAFT_KERNEL(binary_broadcast, a.device())
     (op, out, a.data<float>(), b.data<float>(),
      broadcast_plan(name, y.shape(), a.shape(), b.shape()));
   }
@@ -125,7 +125,7 @@ Tensor grad_reverse(const Tensor& x, float lambda) {
   return record("grad_reverse", {x}, view_as(x, x.shape()),
                 [lambda](const Tensor& g, const Needs&) -> Grads {
                   Tensor dx = empty_like(g);
-                  GRAFT_KERNEL(unary_grad, g.device(), "grad_reverse")
+                  GRAFT_KERNEL(unary_grad, g.device())
                   (Unary::grad_reverse, {lambda, 0}, dx.mutable_data<float>(), nullptr, nullptr,
                    g.data<float>(), g.numel());
                   return {dx};

@@ -61,12 +61,12 @@ Tensor image(const PoolShape& s, Device device) {
 Tensor max_pool2d(const Tensor& x, const Pool2dOptions& options) {
   const PoolShape s = shape_of("max_pool2d", x, options);
   Tensor y = pooled(s, x.device());
-  GRAFT_KERNEL(max_pool, x.device(), "max_pool2d")
+  GRAFT_KERNEL(max_pool, x.device())
   (s, y.mutable_data<float>(), x.data<float>());
   if (!any_requires_grad({&x})) return y;
   return record("max_pool2d", {x}, y, [s, x = Saved(x)](const Tensor& g, const Needs&) -> Grads {
     Tensor dx = image(s, g.device());
-    GRAFT_KERNEL(max_pool_grad, g.device(), "max_pool2d")
+    GRAFT_KERNEL(max_pool_grad, g.device())
     (s, dx.mutable_data<float>(), x.get("max_pool2d").data<float>(), g.data<float>());
     return {dx};
   });
@@ -75,11 +75,11 @@ Tensor max_pool2d(const Tensor& x, const Pool2dOptions& options) {
 Tensor avg_pool2d(const Tensor& x, const Pool2dOptions& options) {
   const PoolShape s = shape_of("avg_pool2d", x, options);
   Tensor y = pooled(s, x.device());
-  GRAFT_KERNEL(avg_pool, x.device(), "avg_pool2d")
+  GRAFT_KERNEL(avg_pool, x.device())
   (s, y.mutable_data<float>(), x.data<float>());
   return record("avg_pool2d", {x}, y, [s](const Tensor& g, const Needs&) -> Grads {
     Tensor dx = image(s, g.device());
-    GRAFT_KERNEL(avg_pool_grad, g.device(), "avg_pool2d")
+    GRAFT_KERNEL(avg_pool_grad, g.device())
     (s, dx.mutable_data<float>(), g.data<float>());
     return {dx};
   });
@@ -99,11 +99,11 @@ Tensor adaptive_avg_pool2d(const Tensor& x, int64_t out_height, int64_t out_widt
                     .kernel_height = 0,
                     .kernel_width = 0};
   Tensor y = pooled(s, x.device());
-  GRAFT_KERNEL(adaptive_avg_pool, x.device(), "adaptive_avg_pool2d")
+  GRAFT_KERNEL(adaptive_avg_pool, x.device())
   (s, y.mutable_data<float>(), x.data<float>());
   return record("adaptive_avg_pool2d", {x}, y, [s](const Tensor& g, const Needs&) -> Grads {
     Tensor dx = image(s, g.device());
-    GRAFT_KERNEL(adaptive_avg_pool_grad, g.device(), "adaptive_avg_pool2d")
+    GRAFT_KERNEL(adaptive_avg_pool_grad, g.device())
     (s, dx.mutable_data<float>(), g.data<float>());
     return {dx};
   });

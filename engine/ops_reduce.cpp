@@ -64,10 +64,10 @@ int64_t product(const std::vector<Run>& runs, size_t begin, size_t end) {
   return count;
 }
 
-Tensor sum_over(const char* op, const Tensor& x, const ReduceShape& shape, double divisor) {
+Tensor sum_over(const Tensor& x, const ReduceShape& shape, double divisor) {
   Tensor y({shape.outer * shape.inner}, Dtype::f32, x.device());
   Tensor partial({shape.partials()}, Dtype::f64, x.device());
-  GRAFT_KERNEL(reduce_sum, x.device(), op)
+  GRAFT_KERNEL(reduce_sum, x.device())
   (y.mutable_data<float>(), x.data<float>(), shape, divisor, partial.mutable_data<double>());
   return y;
 }
@@ -76,7 +76,7 @@ Tensor sum_over(const char* op, const Tensor& x, const ReduceShape& shape, doubl
 Tensor expand(const char* op, const Tensor& g, const Shape& shape, float factor) {
   const Tensor scale = Tensor::full({}, factor, g.device());
   Tensor out(shape, Dtype::f32, g.device());
-  GRAFT_KERNEL(binary_broadcast, g.device(), op)
+  GRAFT_KERNEL(binary_broadcast, g.device())
   (Binary::mul, out.mutable_data<float>(), g.data<float>(), scale.data<float>(),
    broadcast_plan(op, shape, g.shape(), {}));
   return out;
@@ -108,7 +108,7 @@ Tensor sum_or_mean(const char* op, const Tensor& x, const Axes& axes, bool keep_
       shape = {product(runs, 0, at), runs[at].size, product(runs, at + 1, runs.size())};
       runs.erase(runs.begin() + static_cast<int64_t>(at));
     }
-    y = sum_over(op, y, shape, divisor);
+    y = sum_over(y, shape, divisor);
   }
   y = view_as(y, result.of(keep_dims));
   const float factor = mean ? static_cast<float>(1.0 / static_cast<double>(count)) : 1.0f;
@@ -157,7 +157,7 @@ Tensor max(const Tensor& x, const Axes& axes, bool keep_dims) {
   const bool recording = any_requires_grad({&x});
   Tensor y(result.of(keep_dims), Dtype::f32, x.device());
   Tensor where = recording ? Tensor(y.shape(), Dtype::i64, x.device()) : Tensor();
-  GRAFT_KERNEL(reduce_max, x.device(), "max")
+  GRAFT_KERNEL(reduce_max, x.device())
   (y.mutable_data<float>(), recording ? where.mutable_data<int64_t>() : nullptr, x.data<float>(),
    shape);
   if (!recording) return y;
@@ -165,7 +165,7 @@ Tensor max(const Tensor& x, const Axes& axes, bool keep_dims) {
       "max", {x}, y,
       [shape, x_shape = x.shape(), where = Saved(where)](const Tensor& g, const Needs&) -> Grads {
         Tensor dx(x_shape, Dtype::f32, g.device());
-        GRAFT_KERNEL(reduce_max_grad, g.device(), "max")
+        GRAFT_KERNEL(reduce_max_grad, g.device())
         (dx.mutable_data<float>(), where.get("max").data<int64_t>(), g.data<float>(), shape);
         return {dx};
       });
@@ -181,7 +181,7 @@ Tensor argmax(const Tensor& x, int64_t axis) {
   GRAFT_CHECK(shape.axis > 0, "argmax: expected at least one element along axis ", axis, ", got ",
               x);
   Tensor where(result_shape(x.shape(), reduced).dropped, Dtype::i64, x.device());
-  GRAFT_KERNEL(reduce_max, x.device(), "argmax")
+  GRAFT_KERNEL(reduce_max, x.device())
   (nullptr, where.mutable_data<int64_t>(), x.data<float>(), shape);
   return where;
 }

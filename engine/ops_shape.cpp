@@ -26,25 +26,25 @@ int64_t product(const Shape& shape, size_t begin, size_t end) {
 }
 
 // Copies x to the entries start... of `target` along an axis; the other sizes are equal.
-void copy_into(const char* op, Tensor& target, size_t axis, int64_t start, const Tensor& x) {
+void copy_into(Tensor& target, size_t axis, int64_t start, const Tensor& x) {
   const auto element = static_cast<int64_t>(size_of(x.dtype()));
   const int64_t entry = product(x.shape(), axis + 1, x.shape().size()) * element;
   const int64_t row = x.shape()[axis] * entry, target_row = target.shape()[axis] * entry;
   target.storage()->bump_version();
-  GRAFT_KERNEL(copy_rows, x.device(), op)
+  GRAFT_KERNEL(copy_rows, x.device())
   (static_cast<char*>(target.raw()) + start * entry, target_row, x.raw(), row,
    product(x.shape(), 0, axis), row);
 }
 
 // A copy of `count` entries of x from `start` along an axis.
-Tensor copy_out(const char* op, const Tensor& x, size_t axis, int64_t start, int64_t count) {
+Tensor copy_out(const Tensor& x, size_t axis, int64_t start, int64_t count) {
   Shape shape = x.shape();
   shape[axis] = count;
   Tensor y(shape, x.dtype(), x.device());
   const auto element = static_cast<int64_t>(size_of(x.dtype()));
   const int64_t entry = product(shape, axis + 1, shape.size()) * element;
   y.storage()->bump_version();
-  GRAFT_KERNEL(copy_rows, x.device(), op)
+  GRAFT_KERNEL(copy_rows, x.device())
   (y.raw(), count * entry, static_cast<const char*>(x.raw()) + start * entry,
    x.shape()[axis] * entry, product(shape, 0, axis), count * entry);
   return y;
@@ -81,7 +81,7 @@ Tensor permuted(const Tensor& x, const std::vector<size_t>& order) {
     shape.strides[shape.rank++] = dim_stride;
   }
   y.storage()->bump_version();
-  GRAFT_KERNEL(permute, x.device(), "permute")
+  GRAFT_KERNEL(permute, x.device())
   (y.raw(), x.raw(), static_cast<int64_t>(size_of(x.dtype())), shape);
   return y;
 }
@@ -90,7 +90,7 @@ Tensor permuted(const Tensor& x, const std::vector<size_t>& order) {
 void check_ids(const char* op, const Tensor& ids, int64_t limit) {
   GRAFT_CHECK(ids.defined() && ids.dtype() == Dtype::i64, op, ": expected i64 indices, got ", ids);
   const int64_t bad =
-      GRAFT_KERNEL(first_outside, ids.device(), op)(ids.data<int64_t>(), ids.numel(), limit);
+      GRAFT_KERNEL(first_outside, ids.device())(ids.data<int64_t>(), ids.numel(), limit);
   GRAFT_CHECK(bad < 0, op, ": index ", ids.to_vector<int64_t>()[static_cast<size_t>(bad)],
               " at position ", bad, " is outside 0..", limit - 1);
 }
@@ -164,14 +164,14 @@ Tensor concat(const std::vector<Tensor>& parts, int64_t axis) {
   Tensor y(shape, parts[0].dtype(), parts[0].device());
   int64_t start = 0;
   for (const Tensor& part : parts) {
-    copy_into("concat", y, d, start, part);
+    copy_into(y, d, start, part);
     start += part.shape()[d];
   }
   return record("concat", parts, y, [d, sizes](const Tensor& g, const Needs& needs) -> Grads {
     Grads grads(sizes.size());
     int64_t from = 0;
     for (size_t i = 0; i < sizes.size(); ++i) {
-      if (needs[i]) grads[i] = copy_out("concat", g, d, from, sizes[i]);
+      if (needs[i]) grads[i] = copy_out(g, d, from, sizes[i]);
       from += sizes[i];
     }
     return grads;
@@ -183,10 +183,10 @@ Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t count) {
   GRAFT_CHECK(start >= 0 && count >= 0 && start <= x.shape()[d] && count <= x.shape()[d] - start,
               "slice: entries ", start, " to ", start, " + ", count, " along axis ", axis,
               " are outside ", x);
-  return record("slice", {x}, copy_out("slice", x, d, start, count),
+  return record("slice", {x}, copy_out(x, d, start, count),
                 [d, start, shape = x.shape()](const Tensor& g, const Needs&) -> Grads {
                   Tensor dx = Tensor::zeros(shape, Dtype::f32, g.device());
-                  copy_into("slice", dx, d, start, g);
+                  copy_into(dx, d, start, g);
                   return {dx};
                 });
 }
@@ -212,14 +212,14 @@ Tensor gather(const Tensor& x, const Tensor& index, int64_t axis) {
   }
   check_ids("gather", index, x.shape()[d]);
   Tensor y(index.shape(), Dtype::f32, x.device());
-  GRAFT_KERNEL(gather, x.device(), "gather")
+  GRAFT_KERNEL(gather, x.device())
   (y.mutable_data<float>(), x.data<float>(), index.data<int64_t>(), shape);
   if (!any_requires_grad({&x})) return y;
   return record(
       "gather", {x}, y,
       [shape, x_shape = x.shape(), index = Saved(index)](const Tensor& g, const Needs&) -> Grads {
         Tensor dx = Tensor::zeros(x_shape, Dtype::f32, g.device());
-        GRAFT_KERNEL(gather_grad, g.device(), "gather")
+        GRAFT_KERNEL(gather_grad, g.device())
         (dx.mutable_data<float>(), index.get("gather").data<int64_t>(), g.data<float>(), shape);
         return {dx};
       });
@@ -233,14 +233,14 @@ Tensor embedding(const Tensor& weight, const Tensor& ids) {
   Shape shape = ids.shape();
   shape.push_back(width);
   Tensor y(shape, Dtype::f32, weight.device());
-  GRAFT_KERNEL(embedding, weight.device(), "embedding")
+  GRAFT_KERNEL(embedding, weight.device())
   (y.mutable_data<float>(), weight.data<float>(), ids.data<int64_t>(), ids.numel(), width);
   if (!any_requires_grad({&weight})) return y;
   return record("embedding", {weight}, y,
                 [rows, width, ids = Saved(ids)](const Tensor& g, const Needs&) -> Grads {
                   const Tensor& kept = ids.get("embedding");
                   Tensor dw({rows, width}, Dtype::f32, g.device());
-                  GRAFT_KERNEL(embedding_grad, g.device(), "embedding")
+                  GRAFT_KERNEL(embedding_grad, g.device())
                   (dw.mutable_data<float>(), kept.data<int64_t>(), g.data<float>(), kept.numel(),
                    rows, width);
                   return {dw};
@@ -251,7 +251,7 @@ Tensor cast(const Tensor& x, Dtype dtype) {
   check_defined("cast", x);
   Tensor y(x.shape(), dtype, x.device());
   y.storage()->bump_version();
-  GRAFT_KERNEL(cast, x.device(), "cast")(y.raw(), dtype, x.raw(), x.dtype(), x.numel());
+  GRAFT_KERNEL(cast, x.device())(y.raw(), dtype, x.raw(), x.dtype(), x.numel());
   return y;
 }
 

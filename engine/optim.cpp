@@ -156,7 +156,7 @@ class Sgd final : public SlotOptimizer {
   void apply(const std::vector<OptimRates>& rates) override {
     for (size_t i = 0; i < passes_.size(); ++i) {
       const Pass& pass = passes_[i];
-      GRAFT_KERNEL(sgd_step, pass.device, "sgd")
+      GRAFT_KERNEL(sgd_step, pass.device)
       (pass.tensors.data(), static_cast<int64_t>(pass.tensors.size()), rates[i], options_.momentum,
        pass.group->weight_decay, options_.nesterov);
     }
@@ -196,7 +196,7 @@ class AdamW final : public SlotOptimizer {
   void apply(const std::vector<OptimRates>& rates) override {
     for (size_t i = 0; i < passes_.size(); ++i) {
       const Pass& pass = passes_[i];
-      GRAFT_KERNEL(adamw_step, pass.device, "adamw")
+      GRAFT_KERNEL(adamw_step, pass.device)
       (pass.tensors.data(), static_cast<int64_t>(pass.tensors.size()), rates[i], options_.beta1,
        options_.beta2, options_.epsilon);
     }
@@ -283,7 +283,7 @@ float clip_grad_norm(const std::vector<NamedParameter>& parameters, float max_no
   }
   if (list.empty()) return 0;
   double sum = 0;
-  GRAFT_KERNEL(gradient_square_sum, grads[0].device(), kOp)
+  GRAFT_KERNEL(gradient_square_sum, grads[0].device())
   (&sum, list.data(), static_cast<int64_t>(list.size()));
   const double norm = std::sqrt(sum);
   if (!std::isfinite(norm)) return static_cast<float>(norm);
@@ -291,7 +291,7 @@ float clip_grad_norm(const std::vector<NamedParameter>& parameters, float max_no
   const double factor = static_cast<double>(max_norm) / (norm + 1e-6);
   if (factor < 1) {
     for (size_t i = 0; i < grads.size(); ++i) list[i].p = grads[i].mutable_data<float>();
-    GRAFT_KERNEL(scale_tensors, grads[0].device(), kOp)
+    GRAFT_KERNEL(scale_tensors, grads[0].device())
     (list.data(), static_cast<int64_t>(list.size()), static_cast<float>(factor));
   }
   return static_cast<float>(norm);

@@ -129,7 +129,7 @@ void Tensor::copy_from(const Tensor& source) {
 void Tensor::fill(float value) {
   check_dtype(Dtype::f32);
   storage_->bump_version();
-  GRAFT_KERNEL(fill, device(), "fill")(static_cast<float*>(raw()), value, numel_);
+  GRAFT_KERNEL(fill, device())(static_cast<float*>(raw()), value, numel_);
 }
 
 Tensor Tensor::detach() const {

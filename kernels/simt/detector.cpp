@@ -232,7 +232,7 @@ void on_access(const void* data, size_t bytes, Kind kind, bool atomic, const voi
   if (!in_kernel() || moment().first_run == reported_launch) return;
   const bool shared = shared_memory().holds(data);
   if (!shared && !in_device_range(data)) {
-    if (stack_memory().holds(data) || (kind == Kind::read && is_constant(data))) return;
+    if (stack_memory.holds(data) || (kind == Kind::read && is_constant(data))) return;
     report("an address that is not the device's", data, code);
   }
   if (shared ? !shared_owns(data, bytes) : !device_owns(data, bytes)) {
@@ -246,9 +246,14 @@ void on_access(const void* data, size_t bytes, Kind kind, bool atomic, const voi
   });
 }
 
+// Most accesses are to the thread's own stack, or are the host's: nothing to watch.
+bool is_private(const void* data) {
+  return stack_memory.begin == nullptr || stack_memory.holds(data);
+}
+
 // An access that the compiler takes to be aligned to its size.
 void on_aligned(const void* data, size_t bytes, Kind kind, const void* code) {
-  if (!in_kernel_code()) return;
+  if (is_private(data) || !in_kernel_code()) return;
   if (moment().first_run != reported_launch && reinterpret_cast<uintptr_t>(data) % bytes != 0) {
     report("a misaligned address", data, code);
   }
@@ -256,7 +261,7 @@ void on_aligned(const void* data, size_t bytes, Kind kind, const void* code) {
 }
 
 void on_any(const void* data, size_t bytes, Kind kind, const void* code) {
-  if (in_kernel_code()) on_access(data, bytes, kind, false, code);
+  if (!is_private(data) && in_kernel_code()) on_access(data, bytes, kind, false, code);
 }
 
 }  // namespace

@@ -87,10 +87,6 @@ class Machine {
   const Moment& moment() const { return moment_; }
   Range shared_memory() const { return {arena_, arena_ + kArenaBytes}; }
   bool shared_owns(const char* data, size_t bytes) const;
-  Range stack_memory() const {
-    const Fiber& fiber = *slots_[context_->index].fiber;
-    return {fiber.memory(), fiber.memory() + Fiber::kStackBytes};
-  }
 
  private:
   // Room for the red zones between variables.
@@ -271,7 +267,9 @@ void Machine::run_thread(unsigned index) {
   context_ = reinterpret_cast<Thread*>(slot.fiber->memory());
   moment_.thread = index;
   moment_.warp_epoch = warp_epochs_[context_->warp()];
+  stack_memory = {slot.fiber->memory(), slot.fiber->memory() + Fiber::kStackBytes};
   if (slot.fiber->resume()) slot.state = State::done;
+  stack_memory = {nullptr, nullptr};
   context_ = nullptr;
 }
 
@@ -584,6 +582,6 @@ Range shared_memory() { return machine().shared_memory(); }
 bool shared_owns(const void* data, size_t bytes) {
   return machine().shared_owns(static_cast<const char*>(data), bytes);
 }
-Range stack_memory() { return machine().stack_memory(); }
+Range stack_memory{nullptr, nullptr};
 
 }  // namespace graft::simt

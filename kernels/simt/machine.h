@@ -112,6 +112,7 @@ struct Range {
 Range shared_memory();
 // Whether all of it lies in one shared variable of the running block, or in its dynamic part.
 bool shared_owns(const void* data, size_t bytes);
-Range stack_memory();
+// Of the running thread; null between threads. A variable, because the detector asks at every load.
+extern Range stack_memory;
 
 }  // namespace graft::simt
