@@ -12,6 +12,11 @@
 namespace graft {
 namespace {
 
+const char* backends() {
+  if (kHasCuda) return ", with CUDA";
+  return cuda::device_count() > 0 ? ", with a simulated CUDA device" : ", CPU only";
+}
+
 void run_info(bool json) {
   const dnnl_version_t* onednn = dnnl_version();
   nlohmann::ordered_json info;
@@ -34,7 +39,7 @@ void run_info(bool json) {
     }
     return names;
   };
-  std::cout << "graft " << version() << (kHasCuda ? ", with CUDA" : ", CPU only") << "\n"
+  std::cout << "graft " << version() << backends() << "\n"
             << "instruction set  " << info["instruction_set"].get<std::string>() << "\n"
             << "threads          " << omp_get_max_threads() << "\n"
             << "oneDNN           " << info["onednn"].get<std::string>() << "\n"
