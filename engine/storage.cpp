@@ -75,8 +75,8 @@ class Allocator {
     if (data == nullptr || injected) {
       if (data != nullptr) give_back(data, size, pool);
       fail("out of memory on ", device_, ": ", bytes, " bytes wanted, ", stats_.in_use,
-           " in use by tensors, ", stats_.cached,
-           " cached. Try a smaller batch, a smaller image size or a smaller model.");
+           " in use by tensors, ", stats_.cached, " cached.", taken_elsewhere(),
+           " Try a smaller batch, a smaller image size or a smaller model.");
     }
     stats_.in_use += size;
     stats_.peak_in_use = std::max(stats_.peak_in_use, stats_.in_use);
@@ -149,6 +149,15 @@ class Allocator {
                                     large ? (size + kHugePage - 1) / kHugePage * kHugePage : size);
     if (data != nullptr && large) madvise(data, size, MADV_HUGEPAGE);
     return data;
+  }
+  // For the message: memory that is not this allocator's.
+  std::string taken_elsewhere() const {
+    if (device_.is_cpu()) return "";
+    const auto [total, free] = cuda::memory(device_.index);
+    const size_t ours = stats_.in_use + stats_.cached;
+    return text(" Of the device's ", total, " bytes ", free, " are free; ",
+                total - std::min(total, free + ours),
+                " are with the CUDA context, temporary results and other programs.");
   }
   void discard(void* data) {
     if (device_.is_cpu()) {

@@ -14,6 +14,11 @@ int device_count();
 void require_device(const char* op, int device);
 // Device memory, 256-byte aligned. Throws Error when there is no device; null when memory ran out.
 void* allocate(size_t bytes, int device);
+// What the device has, and what nobody has taken, in bytes.
+struct DeviceMemory {
+  size_t total = 0, free = 0;
+};
+DeviceMemory memory(int device);
 // Never throws: when the device is lost its memory is gone anyway.
 void release(void* data, int device);
 // Blocking copy between any two devices or the host.

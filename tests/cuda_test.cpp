@@ -80,6 +80,16 @@ TEST_CASE("a fill reaches every element and no other") {
   }
 }
 
+TEST_CASE("memory that the device lacks is refused with what there is and who has it") {
+  if (skip("too much memory")) return;
+  const Tensor held = Tensor::full({1000}, 1.0f, kGpu);
+  const auto too_much = [] { Tensor({int64_t{1} << 22, int64_t{1} << 20}, Dtype::f32, kGpu); };
+  CHECK_THROWS_WITH_AS(too_much(), doctest::Contains("out of memory on cuda:0: 17592186044416"),
+                       Error);
+  CHECK_THROWS_WITH_AS(too_much(), doctest::Contains("other programs. Try a smaller batch"), Error);
+  CHECK(held.to_vector<float>() == std::vector<float>(1000, 1.0f));
+}
+
 TEST_CASE("pointwise kernels, aligned and not, agree with formulas in double") {
   if (skip("pointwise kernels")) return;
   for (const int64_t n : {1, 3, 1023, 100003}) {

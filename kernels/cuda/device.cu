@@ -65,6 +65,13 @@ void* allocate(size_t bytes, int device) {
   return data;
 }
 
+DeviceMemory memory(int device) {
+  require_device("memory", device);
+  DeviceMemory result;
+  check(cudaMemGetInfo(&result.free, &result.total), "memory");
+  return result;
+}
+
 void release(void* data, int) {
   if (cudaFree(data) != cudaSuccess) cudaGetLastError();
 }
