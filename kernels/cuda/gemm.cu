@@ -39,29 +39,15 @@ struct MatmulEpilogue {
   }
 };
 
-// The rows of a or the columns of b as kAlong and kPack say.
-template <bool kAlong, int kPack>
-MatrixOperand<kAlong, kAlong ? kPack : 1> operand(const float* data, int64_t rows, int64_t depth,
-                                                  bool shared) {
-  return {data, rows, static_cast<int>(depth), shared ? 0 : rows * depth};
-}
-
-// Calls use(operand of a, operand of b).
-template <int kPack, class Use>
-void visit_operands(const MatmulShape& s, const float* a, const float* b, const Use& use) {
-  const auto with_b = [&](const auto& left) {
-    if (s.transpose_b) {
-      use(left, operand<false, kPack>(b, s.n, s.k, s.shared_b));
-    } else {
-      use(left, operand<true, kPack>(b, s.n, s.k, s.shared_b));
-    }
-  };
-  if (s.transpose_a) {
-    with_b(operand<true, kPack>(a, s.m, s.k, s.shared_a));
-  } else {
-    with_b(operand<false, kPack>(a, s.m, s.k, s.shared_a));
+// Makes the rows of a, or the columns of b, as they lie.
+template <int kPack>
+struct MakeOperand {
+  template <bool kAlong>
+  auto make(const float* data, int64_t rows, int64_t depth, bool shared) const {
+    return MatrixOperand < kAlong,
+           kAlong ? kPack : 1 > {data, rows, static_cast<int>(depth), shared ? 0 : rows * depth};
   }
-}
+};
 
 // Whether the operands that do not lie along k can be read 16 bytes at a time.
 bool packable(const MatmulShape& s, const float* a, const float* b) {
@@ -108,9 +94,9 @@ void matmul(const LibraryPlan& plan, float* y, const float* a, const void* weigh
     });
   };
   if (packable(s, a, b)) {
-    visit_operands<4>(s, a, b, run);
+    visit_operands(s, a, b, MakeOperand<4>(), run);
   } else {
-    visit_operands<1>(s, a, b, run);
+    visit_operands(s, a, b, MakeOperand<1>(), run);
   }
 }
 

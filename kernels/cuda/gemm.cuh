@@ -31,6 +31,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/pack.cuh"
 #include "kernels/cuda/shared.cuh"
+#include "kernels/plan.h"
 
 namespace graft::cuda {
 
@@ -379,6 +380,25 @@ void launch_gemm(const char* op, const A& a, const B& b, const Epilogue& epilogu
   launch(op, gemm_grid<Tile>(op, cut), 0, gemm_kernel<Tile, A, B, Epilogue>, a, b, epilogue,
          GemmPartials{partials, cut.m, cut.n, cut.n % 4 == 0}, cut);
   sum_splits(op, epilogue, cut, partials);
+}
+
+// Calls use(operand of a, operand of b) for the layouts of a product;
+// operands.make<along rows>(data, rows, depth, shared) makes one.
+template <class T, class Operands, class Use>
+void visit_operands(const MatmulShape& s, const T* a, const T* b, const Operands& operands,
+                    const Use& use) {
+  const auto with_b = [&](const auto& left) {
+    if (s.transpose_b) {
+      use(left, operands.template make<false>(b, s.n, s.k, s.shared_b));
+    } else {
+      use(left, operands.template make<true>(b, s.n, s.k, s.shared_b));
+    }
+  };
+  if (s.transpose_a) {
+    with_b(operands.template make<true>(a, s.m, s.k, s.shared_a));
+  } else {
+    with_b(operands.template make<false>(a, s.m, s.k, s.shared_a));
+  }
 }
 
 }  // namespace graft::cuda

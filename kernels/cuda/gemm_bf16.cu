@@ -192,11 +192,14 @@ void launch_mma(const A& a, const B& b, const Epilogue& epilogue, const MatmulSh
   sum_splits("matmul", epilogue, cut, partials);
 }
 
-template <bool kAlong, int kPack>
-MatrixOperand<kAlong, kPack, uint16_t> operand(const uint16_t* data, int64_t rows, int64_t depth,
-                                               bool shared) {
-  return {data, rows, static_cast<int>(depth), shared ? 0 : rows * depth};
-}
+template <int kPack>
+struct MakeOperand {
+  template <bool kAlong>
+  auto make(const uint16_t* data, int64_t rows, int64_t depth, bool shared) const {
+    return MatrixOperand<kAlong, kPack, uint16_t>{data, rows, static_cast<int>(depth),
+                                                  shared ? 0 : rows * depth};
+  }
+};
 
 template <int kPack, class Epilogue>
 void multiply(const MatmulShape& s, const uint16_t* a, const uint16_t* b,
@@ -210,18 +213,7 @@ void multiply(const MatmulShape& s, const uint16_t* a, const uint16_t* b,
     }
     launch_mma<SmallMmaTile>(left, right, epilogue, s);
   };
-  const auto with_b = [&](const auto& left) {
-    if (s.transpose_b) {
-      run(left, operand<false, kPack>(b, s.n, s.k, s.shared_b));
-    } else {
-      run(left, operand<true, kPack>(b, s.n, s.k, s.shared_b));
-    }
-  };
-  if (s.transpose_a) {
-    with_b(operand<true, kPack>(a, s.m, s.k, s.shared_a));
-  } else {
-    with_b(operand<false, kPack>(a, s.m, s.k, s.shared_a));
-  }
+  visit_operands(s, a, b, MakeOperand<kPack>(), run);
 }
 
 template <class T>

@@ -11,14 +11,8 @@
 #include "kernels/error.h"
 #include "kernels/simt/fiber.h"
 #include "kernels/simt/memory.h"
+#include "kernels/simt/poison.h"
 #include "kernels/simt/runtime.h"
-
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#else
-#define __asan_poison_memory_region(data, bytes) ((void)(data), (void)(bytes))
-#define __asan_unpoison_memory_region(data, bytes) ((void)(data), (void)(bytes))
-#endif
 
 namespace graft::simt {
 

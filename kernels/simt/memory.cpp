@@ -8,14 +8,8 @@
 #include <sys/mman.h>
 
 #include "kernels/error.h"
+#include "kernels/simt/poison.h"
 #include "kernels/simt/runtime.h"
-
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#else
-#define __asan_poison_memory_region(data, bytes) ((void)(data), (void)(bytes))
-#define __asan_unpoison_memory_region(data, bytes) ((void)(data), (void)(bytes))
-#endif
 
 namespace graft::simt {
 namespace {
