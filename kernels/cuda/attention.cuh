@@ -109,6 +109,17 @@ __device__ void multiply_rows(float (&scores)[Shape::kRows][Shape::kColumns], co
   }
 }
 
+// The score of a query and a key from their product; the mask counts where both are inside.
+template <class T>
+__device__ float masked_score(const AttentionInputs<T>& in, const float* mask, float product,
+                              int query, int key, bool inside) {
+  float score = product * in.scale;
+  if (in.mask != nullptr && inside) {
+    score += mask[query * in.mask_strides[2] + key * in.mask_strides[3]];
+  }
+  return score;
+}
+
 // sum += scores streamed. `scores` begins at the lane's first row, `streamed` at its first element.
 template <class Shape>
 __device__ void add_product(float (&sum)[Shape::kRows][Shape::kWide], const float* scores,

@@ -100,10 +100,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
         for (int j = 0; j < kColumns; ++j) {
           const int column = first + lane.column + 8 * j;
           const bool inside = row < lane.queries && column < lane.keys;
-          float score = scores[i][j] * in.scale;
-          if (in.mask != nullptr && inside) {
-            score += mask[row * in.mask_strides[2] + column * in.mask_strides[3]];
-          }
+          const float score = masked_score(in, mask, scores[i][j], row, column, inside);
           const float weight = inside ? fn::fast_exp(score - log_sum_exp[i]) : 0.0f;
           products[i][j] = inside ? weight * (products[i][j] - dot[i]) : 0.0f;
           if (grad.dscores != nullptr && inside) {
@@ -187,10 +184,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
         for (int i = 0; i < kRows; ++i) {
           const int row = lane.begin + lane.row + 4 * i;
           const bool inside = visible && row < lane.keys;
-          float score = scores[i][j] * in.scale;
-          if (in.mask != nullptr && inside) {
-            score += mask[column * in.mask_strides[2] + row * in.mask_strides[3]];
-          }
+          const float score = masked_score(in, mask, scores[i][j], column, row, inside);
           scores[i][j] = inside ? fn::fast_exp(score - log_sum_exp) : 0.0f;
         }
       }

@@ -90,10 +90,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
           const int column = first + lane.column + 8 * j;
-          float score = scores[i][j] * in.scale;
-          if (in.mask != nullptr && row < lane.queries && column < lane.keys) {
-            score += mask[row * in.mask_strides[2] + column * in.mask_strides[3]];
-          }
+          const float score = masked_score(in, mask, scores[i][j], row, column,
+                                           row < lane.queries && column < lane.keys);
           scores[i][j] = column < lane.keys ? score : -__builtin_inff();
           top = Largest()(top, scores[i][j]);
         }

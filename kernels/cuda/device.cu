@@ -79,7 +79,6 @@ void release(void* data, int) {
 void copy(void* target, Device target_device, const void* source, Device source_device,
           size_t bytes) {
   if (bytes == 0) return;
-  require_device("copy", (target_device.is_cpu() ? source_device : target_device).index);
   const cudaMemcpyKind kind = target_device.is_cpu()   ? cudaMemcpyDeviceToHost
                               : source_device.is_cpu() ? cudaMemcpyHostToDevice
                                                        : cudaMemcpyDeviceToDevice;
@@ -88,9 +87,8 @@ void copy(void* target, Device target_device, const void* source, Device source_
   if (target_device.is_cpu()) check(cudaStreamSynchronize(stream()), "copy");
 }
 
-void fill_bytes(void* target, int value, size_t bytes, int device) {
+void fill_bytes(void* target, int value, size_t bytes, int) {
   if (bytes == 0) return;
-  require_device("fill", device);
   check(cudaMemsetAsync(target, value, bytes, stream()), "fill");
 }
 
