@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engine/dispatch.h"
+#include "engine/ops.h"
 
 namespace graft {
 namespace {
@@ -65,6 +66,7 @@ Tensor record(const char* name, const std::vector<Tensor>& inputs, Tensor output
   for (const Tensor& input : inputs) {
     node->inputs.push_back(input.node());
     node->input_shapes.push_back(input.shape());
+    node->input_dtypes.push_back(input.dtype());
   }
   output.set_node(std::move(node));
   ++node_count;
@@ -83,8 +85,8 @@ void backward(const Tensor& output, const Tensor& grad) {
   GRAFT_CHECK(grad.defined() || output.numel() == 1,
               "backward: expected one element (a loss), got ", output,
               "; pass the gradient explicitly");
-  GRAFT_CHECK(!grad.defined() || grad.shape() == output.shape(),
-              "backward: expected a gradient of ", output.shape(), ", got ", grad);
+  GRAFT_CHECK(!grad.defined() || (grad.shape() == output.shape() && grad.dtype() == output.dtype()),
+              "backward: expected a gradient of ", output, ", got ", grad);
   NoGrad no_grad;
 
   // How many nodes will send a gradient to each node.
@@ -102,7 +104,8 @@ void backward(const Tensor& output, const Tensor& grad) {
   std::unordered_map<Node*, Tensor> grads;
   std::vector<std::shared_ptr<Node>> ready{output.node()};
   grads[ready[0].get()] =
-      grad.defined() ? grad.detach() : Tensor::full(output.shape(), 1.0f, output.device());
+      grad.defined() ? grad.detach()
+                     : cast(Tensor::full(output.shape(), 1.0f, output.device()), output.dtype());
   while (!ready.empty()) {
     const std::shared_ptr<Node> node = std::move(ready.back());
     ready.pop_back();
@@ -137,9 +140,10 @@ void backward(const Tensor& output, const Tensor& grad) {
       const auto& input = node->inputs[i];
       if (input == nullptr) continue;
       if (results[i].defined()) {
-        GRAFT_CHECK(results[i].shape() == node->input_shapes[i], node->name,
-                    ": its backward returned a gradient of ", results[i].shape(), " for input ", i,
-                    " of ", node->input_shapes[i]);
+        GRAFT_CHECK(results[i].shape() == node->input_shapes[i] &&
+                        results[i].dtype() == node->input_dtypes[i],
+                    node->name, ": its backward returned a gradient of ", results[i], " for input ",
+                    i, " of ", node->input_dtypes[i], node->input_shapes[i]);
         Tensor& sum = grads[input.get()];
         if (sum.defined()) {
           accumulate(sum, results[i]);

@@ -20,6 +20,7 @@ struct Node {
   const char* name = "leaf";
   std::vector<std::shared_ptr<Node>> inputs;  // null where an input wants no gradient
   std::vector<Shape> input_shapes;
+  std::vector<Dtype> input_dtypes;
   BackwardFn backward;  // empty for a leaf, and once it has run
   bool leaf = false;
   Tensor grad;  // a leaf's gathered gradient

@@ -1,6 +1,9 @@
 // Every differentiable operation, in one place. Each takes and returns tensors on one device;
 // shapes are checked and named in the error. Unless a line says otherwise an op is differentiable
-// in every floating-point argument, works in f32, and accepts empty tensors.
+// in every floating-point argument, takes f32 or bf16 and gives the same (it computes in f32 and
+// rounds its result), and accepts empty tensors. Arguments of one op have one type, but for
+// parameters (weight, bias, running statistics), which are f32 always, with gradients in f32: these
+// are the master weights of a model that runs in bf16.
 // Adding one: README.md, "Add an op in five steps".
 #pragma once
 
@@ -167,7 +170,9 @@ Tensor scaled_dot_product_attention_varlen(const Tensor& q, const Tensor& k, con
                                            const Tensor& query_offsets, const Tensor& key_offsets,
                                            float scale = 0.0f);
 
-// --- not differentiable
-Tensor cast(const Tensor& x, Dtype dtype);  // between any two element types, round to nearest even
+// --- element types
+// Between any two element types, round to nearest even; x itself when it has the type. The gradient
+// passes between f32 and bf16, and ends at the others.
+Tensor cast(const Tensor& x, Dtype dtype);
 
 }  // namespace graft

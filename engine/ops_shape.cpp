@@ -249,10 +249,14 @@ Tensor embedding(const Tensor& weight, const Tensor& ids) {
 
 Tensor cast(const Tensor& x, Dtype dtype) {
   check_defined("cast", x);
+  if (x.dtype() == dtype) return x;
   Tensor y(x.shape(), dtype, x.device());
   y.storage()->bump_version();
   GRAFT_KERNEL(cast, x.device())(y.raw(), dtype, x.raw(), x.dtype(), x.numel());
-  return y;
+  if (!is_real(dtype) || !is_real(x.dtype())) return y;
+  return record("cast", {x}, y, [from = x.dtype()](const Tensor& g, const Needs&) -> Grads {
+    return {cast(g, from)};
+  });
 }
 
 }  // namespace graft

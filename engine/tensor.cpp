@@ -5,6 +5,7 @@
 
 #include "engine/autograd.h"
 #include "engine/dispatch.h"
+#include "engine/ops.h"
 #include "kernels/device.h"
 
 namespace graft {
@@ -88,6 +89,19 @@ void* Tensor::raw() const {
   return static_cast<char*>(storage_->data()) + static_cast<size_t>(offset_) * size_of(dtype_);
 }
 
+ConstReals Tensor::reals() const {
+  if (!defined()) return {};
+  GRAFT_CHECK(is_real(dtype_), "tensor: expected f32 or bf16 elements, this one has ", *this);
+  return {raw(), dtype_};
+}
+
+Reals Tensor::mutable_reals() {
+  if (!defined()) return {};
+  const ConstReals elements = reals();
+  storage_->bump_version();
+  return {const_cast<void*>(elements.data), elements.dtype};
+}
+
 void Tensor::check_dtype(Dtype wanted) const {
   GRAFT_CHECK(defined(), "tensor: used before it was given a value");
   GRAFT_CHECK(dtype_ == wanted, "tensor: expected ", wanted, " elements, this one has ", *this);
@@ -103,7 +117,7 @@ std::vector<T> Tensor::to_vector() const {
 
 float Tensor::item() const {
   GRAFT_CHECK(numel_ == 1 && defined(), "item: expected one element, got ", *this);
-  return to_vector<float>()[0];
+  return dtype_ == Dtype::f32 ? to_vector<float>()[0] : cast(*this, Dtype::f32).item();
 }
 
 Tensor Tensor::to(Device target) const {

@@ -97,11 +97,15 @@ class Tensor {
     return static_cast<T*>(raw());
   }
   void* raw() const;
+  // The same for kernels that take f32 and bf16; throws when the elements are neither. An undefined
+  // tensor gives null.
+  ConstReals reals() const;
+  Reals mutable_reals();
 
   // The elements on the host.
   template <class T>
   std::vector<T> to_vector() const;
-  // The only element of a one-element f32 tensor.
+  // The only element of a one-element tensor, f32 or bf16.
   float item() const;
 
   // A copy on another device; the same tensor where it is there already. Not differentiable.

@@ -14,8 +14,13 @@
 namespace graft {
 inline namespace GRAFT_ISA_NAMESPACE {
 
+// The upper half of a float. Kernels that are templates over float and Bf16 load a T, compute with
+// static_cast<float>, and store a static_cast<T>.
 struct Bf16 {
   uint16_t bits;
+  Bf16() = default;
+  GRAFT_HD explicit Bf16(float value);
+  GRAFT_HD explicit operator float() const;
 };
 struct F16 {
   uint16_t bits;
@@ -27,12 +32,23 @@ struct Boolean {
 GRAFT_HD inline float float_of_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 GRAFT_HD inline uint32_t bits_of_float(float value) { return __builtin_bit_cast(uint32_t, value); }
 
+GRAFT_HD inline Bf16::operator float() const { return float_of_bits(uint32_t{bits} << 16); }
+GRAFT_HD inline Bf16::Bf16(float value) {
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#else
+  const uint32_t from = bits_of_float(value);
+  const uint32_t rounded = (from + 0x7FFF + ((from >> 16) & 1)) >> 16;
+  bits = static_cast<uint16_t>(value != value ? (from >> 16) | 0x40 : rounded);
+#endif
+}
+
 // The number an element stands for, in the narrowest arithmetic type that holds it.
 template <class T>
 GRAFT_HD T read(T value) {
   return value;
 }
-GRAFT_HD inline float read(Bf16 value) { return float_of_bits(uint32_t{value.bits} << 16); }
+GRAFT_HD inline float read(Bf16 value) { return static_cast<float>(value); }
 GRAFT_HD inline float read(F16 value) {
 #if defined(__F16C__) && !defined(__CUDACC__)
   return _cvtsh_ss(value.bits);
@@ -45,12 +61,6 @@ GRAFT_HD inline float read(F16 value) {
 #endif
 }
 GRAFT_HD inline uint8_t read(Boolean value) { return value.value != 0; }
-
-GRAFT_HD inline Bf16 to_bf16(float value) {
-  const uint32_t bits = bits_of_float(value);
-  const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-  return {static_cast<uint16_t>(value != value ? (bits >> 16) | 0x40 : rounded)};
-}
 
 GRAFT_HD inline F16 to_f16(float value) {
 #if defined(__F16C__) && !defined(__CUDACC__)
@@ -95,7 +105,7 @@ template <>
 struct Write<Bf16> {
   template <class From>
   GRAFT_HD static Bf16 from(From value) {
-    return to_bf16(static_cast<float>(value));
+    return Bf16(static_cast<float>(value));
   }
 };
 template <>
@@ -112,6 +122,12 @@ struct Write<Boolean> {
     return {static_cast<uint8_t>(value != 0)};
   }
 };
+
+// Calls use(T{}) with the C++ type of the elements of Reals: float or Bf16.
+template <class Use>
+decltype(auto) visit_real(Dtype dtype, const Use& use) {
+  return dtype == Dtype::bf16 ? use(Bf16{}) : use(float{});
+}
 
 // Calls use(T{}) with the C++ type of an element type.
 template <class Use>

@@ -39,6 +39,9 @@ struct MatmulShape {
   bool shared_b = false;     // likewise b
   bool bias = false;         // adds bias (n) to every row
   bool packed_b = false;     // b is a weight worth packing; batch is 1
+  bool weight_b = false;     // b is an f32 weight whatever dtype says; batch is 1
+  Dtype dtype = Dtype::f32;  // of a, and of b where that is no weight
+  Dtype y_dtype = Dtype::f32;
 };
 
 inline namespace GRAFT_ISA_NAMESPACE {

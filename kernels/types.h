@@ -9,13 +9,45 @@
 
 namespace graft {
 
-// Element types. The engine computes in f32; i64, i32 and u8 hold indices and pixels; the others
-// exist so that weight files can be read, inspected and cast.
+// Element types. The engine computes in f32 and keeps parameters there; activations and their
+// gradients are f32 or bf16. i64, i32 and u8 hold indices and pixels; the others exist so that
+// weight files can be read, inspected and cast.
 enum class Dtype : uint8_t { f32, bf16, f16, f64, i64, i32, i16, i8, u8, boolean };
 
+// Whether ops compute with it.
+inline bool is_real(Dtype dtype) { return dtype == Dtype::f32 || dtype == Dtype::bf16; }
 size_t size_of(Dtype dtype);            // bytes of one element
 std::string_view name_of(Dtype dtype);  // "f32"
 std::ostream& operator<<(std::ostream& out, Dtype dtype);
+
+// An array of f32 or bf16 numbers, the type known at run time: what most kernels read and write.
+// They compute in f32 and round what they store. Arrays of one call have the same type where its
+// declaration does not say otherwise. visit_real() of element.h gives the C++ type.
+struct Reals {
+  void* data = nullptr;
+  Dtype dtype = Dtype::f32;
+  Reals() = default;
+  Reals(float* data_) : data(data_) {}  // NOLINT: meant to convert
+  Reals(void* data_, Dtype dtype_) : data(data_), dtype(dtype_) {}
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+  friend bool operator==(const Reals& a, std::nullptr_t) { return a.data == nullptr; }
+};
+struct ConstReals {
+  const void* data = nullptr;
+  Dtype dtype = Dtype::f32;
+  ConstReals() = default;
+  ConstReals(const float* data_) : data(data_) {}  // NOLINT: meant to convert
+  ConstReals(const void* data_, Dtype dtype_) : data(data_), dtype(dtype_) {}
+  ConstReals(Reals other) : data(other.data), dtype(other.dtype) {}  // NOLINT: meant to convert
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(data);
+  }
+  friend bool operator==(const ConstReals& a, std::nullptr_t) { return a.data == nullptr; }
+};
 
 struct Device {
   enum class Kind : uint8_t { cpu, cuda };
@@ -39,7 +71,8 @@ inline constexpr bool kHasCuda = false;
 
 enum class Activation : uint8_t { none, relu, relu6 };
 
-// Geometry of a 2-d convolution. Images are NHWC, filters OHWI (I = in_channels / groups).
+// Geometry of a 2-d convolution. Images are NHWC, f32 or bf16; filters OHWI (I = in_channels /
+// groups), f32.
 struct ConvShape {
   int64_t batch, in_height, in_width, in_channels;
   int64_t out_height, out_width, out_channels;
@@ -48,6 +81,7 @@ struct ConvShape {
   int64_t dilation_height = 1, dilation_width = 1;
   int64_t pad_top = 0, pad_bottom = 0, pad_left = 0, pad_right = 0;
   int64_t groups = 1;
+  Dtype dtype = Dtype::f32;  // of the images
   bool depthwise() const { return groups == in_channels && out_channels == in_channels; }
   friend bool operator==(const ConvShape&, const ConvShape&) = default;
 };

@@ -90,9 +90,10 @@ bool backward_data_as_product(const ConvShape& s) {
          s.pad_top == 0 && s.pad_left == 0 && s.in_channels >= kProductChannels;
 }
 
-void copy(float* to, const float* from, int64_t n) {
-  parallel_for(n, 1, [=](int64_t begin, int64_t end) {
-    std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin) * sizeof(float));
+void copy(void* to, const void* from, int64_t bytes) {
+  parallel_for(bytes, 1, [=](int64_t begin, int64_t end) {
+    std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin,
+                static_cast<size_t>(end - begin));
   });
 }
 
@@ -168,23 +169,23 @@ LibraryPlan conv_backward_weight_plan(const ConvShape& s) {
   });
 }
 
-void conv_forward(const LibraryPlan& plan, float* y, const float* x, const void* weight,
-                  const float* bias, const float* residual, void* scratch) {
+void conv_forward(const LibraryPlan& plan, Reals y, ConstReals x, const void* weight,
+                  const float* bias, ConstReals residual, void* scratch) {
   checked("conv2d", [&] {
     const Operation& op = operation(plan);
     // The sum that oneDNN fuses reads its other term from the result's memory.
-    if (residual != nullptr && residual != y) {
-      copy(y, residual, static_cast<int64_t>(op.target.get_size() / sizeof(float)));
+    if (residual != nullptr && residual.data != y.data) {
+      copy(y.data, residual.data, static_cast<int64_t>(op.target.get_size()));
     }
-    op.primitive.execute(stream(), {{DNNL_ARG_SRC, wrap(op.source, x)},
+    op.primitive.execute(stream(), {{DNNL_ARG_SRC, wrap(op.source, x.data)},
                                     {DNNL_ARG_WEIGHTS, wrap(op.weight, weight)},
                                     {DNNL_ARG_BIAS, wrap(op.bias, bias)},
-                                    {DNNL_ARG_DST, wrap(op.target, y)},
+                                    {DNNL_ARG_DST, wrap(op.target, y.data)},
                                     {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}});
   });
 }
 
-void conv_backward_data(const LibraryPlan& plan, float* dx, const float* g, const void* weight,
+void conv_backward_data(const LibraryPlan& plan, Reals dx, ConstReals g, const void* weight,
                         void* scratch) {
   if (operation(plan).as_product) {
     matmul(plan, dx, g, weight, nullptr, scratch);
@@ -192,14 +193,14 @@ void conv_backward_data(const LibraryPlan& plan, float* dx, const float* g, cons
   }
   checked("conv2d backward", [&] {
     const Operation& op = operation(plan);
-    op.primitive.execute(stream(), {{DNNL_ARG_DIFF_DST, wrap(op.source, g)},
+    op.primitive.execute(stream(), {{DNNL_ARG_DIFF_DST, wrap(op.source, g.data)},
                                     {DNNL_ARG_WEIGHTS, wrap(op.weight, weight)},
-                                    {DNNL_ARG_DIFF_SRC, wrap(op.target, dx)},
+                                    {DNNL_ARG_DIFF_SRC, wrap(op.target, dx.data)},
                                     {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}});
   });
 }
 
-void conv_backward_weight(const LibraryPlan& plan, float* dw, const float* x, const float* g,
+void conv_backward_weight(const LibraryPlan& plan, float* dw, ConstReals x, ConstReals g,
                           void* scratch) {
   checked("conv2d backward", [&] {
     const Operation& op = operation(plan);
@@ -207,8 +208,8 @@ void conv_backward_weight(const LibraryPlan& plan, float* dw, const float* x, co
     const Memory result =
         wrap(op.weight, direct ? static_cast<void*>(dw)
                                : static_cast<char*>(scratch) + op.intermediate_offset);
-    op.primitive.execute(stream(), {{DNNL_ARG_SRC, wrap(op.source, x)},
-                                    {DNNL_ARG_DIFF_DST, wrap(op.target, g)},
+    op.primitive.execute(stream(), {{DNNL_ARG_SRC, wrap(op.source, x.data)},
+                                    {DNNL_ARG_DIFF_DST, wrap(op.target, g.data)},
                                     {DNNL_ARG_DIFF_WEIGHTS, result},
                                     {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}});
     if (!direct) {

@@ -60,13 +60,13 @@ LibraryPlan matmul_plan(const MatmulShape& s) {
                 });
 }
 
-void matmul(const LibraryPlan& plan, float* y, const float* a, const void* b, const float* bias,
+void matmul(const LibraryPlan& plan, Reals y, ConstReals a, const void* b, const float* bias,
             void* scratch) {
   checked("matmul", [&] {
     const Operation& op = operation(plan);
-    std::unordered_map<int, Memory> arguments{{DNNL_ARG_SRC, wrap(op.source, a)},
+    std::unordered_map<int, Memory> arguments{{DNNL_ARG_SRC, wrap(op.source, a.data)},
                                               {DNNL_ARG_WEIGHTS, wrap(op.weight, b)},
-                                              {DNNL_ARG_DST, wrap(op.target, y)},
+                                              {DNNL_ARG_DST, wrap(op.target, y.data)},
                                               {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}};
     // An argument that the product does not have is an error.
     if (bias != nullptr) arguments.insert({DNNL_ARG_BIAS, wrap(op.bias, bias)});

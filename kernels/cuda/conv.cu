@@ -324,8 +324,10 @@ LibraryPlan conv_backward_weight_plan(const ConvShape& s) {
   return cached_plan(Pass::backward_weight, s, {});
 }
 
-void conv_forward(const LibraryPlan& plan, float* y, const float* x, const void* weight,
-                  const float* bias, const float* residual, void* scratch) {
+void conv_forward(const LibraryPlan& plan, Reals y_array, ConstReals x_array, const void* weight,
+                  const float* bias, ConstReals residual_array, void* scratch) {
+  auto* y = y_array.as<float>();
+  const auto *x = x_array.as<float>(), *residual = residual_array.as<float>();
   const ConvPlan& made = conv_plan(plan);
   if (library_forward(made, y, x, weight, bias, residual, scratch)) return;
   const ConvShape& s = made.shape;
@@ -343,8 +345,10 @@ void conv_forward(const LibraryPlan& plan, float* y, const float* x, const void*
   }
 }
 
-void conv_backward_data(const LibraryPlan& plan, float* dx, const float* g, const void* weight,
-                        void* scratch) {
+void conv_backward_data(const LibraryPlan& plan, Reals dx_array, ConstReals g_array,
+                        const void* weight, void* scratch) {
+  auto* dx = dx_array.as<float>();
+  const auto* g = g_array.as<float>();
   const ConvPlan& made = conv_plan(plan);
   if (made.library != nullptr && cudnn::backward_data(*made.library, dx, g, weight, scratch)) {
     return;
@@ -364,8 +368,9 @@ void conv_backward_data(const LibraryPlan& plan, float* dx, const float* g, cons
   }
 }
 
-void conv_backward_weight(const LibraryPlan& plan, float* dw, const float* x, const float* g,
-                          void* scratch) {
+void conv_backward_weight(const LibraryPlan& plan, float* dw, ConstReals x_array,
+                          ConstReals g_array, void* scratch) {
+  const auto *x = x_array.as<float>(), *g = g_array.as<float>();
   const ConvPlan& made = conv_plan(plan);
   if (made.library != nullptr && cudnn::backward_weight(*made.library, dw, x, g, scratch)) return;
   const ConvShape& s = made.shape;

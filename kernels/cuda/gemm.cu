@@ -77,10 +77,12 @@ void pack_weight(const LibraryPlan& plan, void* packed, const float* weight) {
         "pack_weight");
 }
 
-void matmul(const LibraryPlan& plan, float* y, const float* a, const void* weight,
+void matmul(const LibraryPlan& plan, Reals y_array, ConstReals a_array, const void* weight,
             const float* bias, void* scratch) {
   const MatmulPlan& chosen = plan_of(plan);
   const MatmulShape& s = chosen.shape;
+  auto* y = y_array.as<float>();
+  const auto* a = a_array.as<float>();
   const float* b = static_cast<const float*>(weight);
   if (chosen.library != nullptr && aligned({y, a, b, bias}) &&
       library_matmul(*chosen.library, y, a, b, bias, scratch)) {

@@ -42,6 +42,29 @@ __device__ void store_whole(T* to, const Pack<T, kWidth>& pack) {
   store(to, pack);
 }
 
+// kWidth elements of an array of T (float or Bf16) as floats, and back.
+template <int kWidth, class T>
+__device__ Pack<float, kWidth> load_floats(const T* from) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return load<kWidth>(from);
+  } else {
+    const Pack<T, kWidth> pack = load<kWidth>(from);
+    Pack<float, kWidth> floats;
+    for (int k = 0; k < kWidth; ++k) floats.v[k] = static_cast<float>(pack.v[k]);
+    return floats;
+  }
+}
+template <class T, int kWidth>
+__device__ void store_floats(T* to, const Pack<float, kWidth>& floats) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    store(to, floats);
+  } else {
+    Pack<T, kWidth> pack;
+    for (int k = 0; k < kWidth; ++k) pack.v[k] = static_cast<T>(floats.v[k]);
+    store(to, pack);
+  }
+}
+
 // Elements of a 16-byte pack.
 template <class T>
 constexpr int kPackWidth = 16 / static_cast<int>(sizeof(T));

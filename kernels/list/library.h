@@ -12,14 +12,16 @@ LibraryPlan matmul_plan(const MatmulShape& shape);
 // Rewrites a weight (OHWI filter, or the b of a product) in the layout that plan.packing names.
 void pack_weight(const LibraryPlan& plan, void* packed, const float* weight);
 
-// `weight` is packed when plan.packing is not 0. bias and residual: null unless the plan has them.
-// y may not overlap x; residual may be y itself.
-void conv_forward(const LibraryPlan& plan, float* y, const float* x, const void* weight,
-                  const float* bias, const float* residual, void* scratch);
-void conv_backward_data(const LibraryPlan& plan, float* dx, const float* g, const void* weight,
+// Images are of the shape's dtype. `weight` is packed when plan.packing is not 0, else f32 as it
+// was given. bias and residual: null unless the plan has them. y may not overlap x; residual may be
+// y itself.
+void conv_forward(const LibraryPlan& plan, Reals y, ConstReals x, const void* weight,
+                  const float* bias, ConstReals residual, void* scratch);
+void conv_backward_data(const LibraryPlan& plan, Reals dx, ConstReals g, const void* weight,
                         void* scratch);
 // dw in OHWI.
-void conv_backward_weight(const LibraryPlan& plan, float* dw, const float* x, const float* g,
+void conv_backward_weight(const LibraryPlan& plan, float* dw, ConstReals x, ConstReals g,
                           void* scratch);
-void matmul(const LibraryPlan& plan, float* y, const float* a, const void* b, const float* bias,
+// a and b are of the shape's dtype (b: unless it is a packed weight), y of its y_dtype.
+void matmul(const LibraryPlan& plan, Reals y, ConstReals a, const void* b, const float* bias,
             void* scratch);

@@ -75,6 +75,11 @@ Input Input::away_from(std::vector<double> points, double distance) const {
   moved.margin = distance;
   return moved;
 }
+Input Input::parameter() const {
+  Input copy = *this;
+  copy.is_parameter = true;
+  return copy;
+}
 Input Input::frozen() const {
   Input copy = *this;
   copy.differentiable = false;
@@ -122,6 +127,9 @@ Array to_array(const Tensor& tensor) {
   switch (tensor.dtype()) {
     case Dtype::f32:
       read(float{});
+      break;
+    case Dtype::bf16:
+      array.values = to_array(cast(tensor, Dtype::f32)).values;
       break;
     case Dtype::f64:
       read(double{});

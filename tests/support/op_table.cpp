@@ -5,9 +5,11 @@
 #include <cstring>
 #include <limits>
 #include <omp.h>
+#include <set>
 
 #include "engine/rng.h"
 #include "kernels/device.h"
+#include "kernels/element.h"
 #include "kernels/error.h"
 
 namespace graft::test {
@@ -15,6 +17,7 @@ namespace {
 
 constexpr int64_t kFullGradient = 160;    // up to here every element's gradient is checked
 constexpr int64_t kSampledGradient = 40;  // of a larger input, this many
+constexpr double kBf16Step = 0x1p-8;      // twice the largest relative error of rounding to bf16
 
 // What one run of the op produced: the result and each input's gradient, bit for bit.
 struct Outcome {
@@ -44,22 +47,33 @@ Tensor to_tensor(const Array& array) {
   }
 }
 
-Array make_input(const Input& input, RngKey key) {
+// The dtype in which an input is given to the op.
+Dtype dtype_of(const Input& input, Dtype reals) {
+  return input.dtype == Dtype::f32 && !input.is_parameter ? reals : input.dtype;
+}
+
+double rounded(double value, Dtype dtype) {
+  const auto f32 = static_cast<float>(value);
+  return static_cast<double>(dtype == Dtype::bf16 ? static_cast<float>(Bf16(f32)) : f32);
+}
+
+Array make_input(const Input& input, Dtype reals, RngKey key) {
+  const Dtype dtype = dtype_of(input, reals);
   Array array(input.shape, 0.0, input.dtype);
   RandomStream random(key);
   for (double& value : array.values) {
     value = random.uniform(input.low, input.high);
     for (double kink : input.kinks) {
-      if (std::fabs(value - kink) < input.margin) {
-        value = kink + std::copysign(input.margin, value - kink);
-      }
+      const double step = dtype == Dtype::bf16 ? kBf16Step * std::fabs(kink) : 0;
+      const double margin = std::max(input.margin, 2 * step);
+      if (std::fabs(value - kink) < margin) value = kink + std::copysign(margin, value - kink);
     }
     if (input.dtype != Dtype::f32 && input.dtype != Dtype::f64) value = std::floor(value);
   }
   if (!input.values.empty()) array = Array(input.shape, input.values, input.dtype);
   // The reference sees exactly the numbers that the op sees.
   if (input.dtype == Dtype::f32) {
-    for (double& value : array.values) value = static_cast<double>(static_cast<float>(value));
+    for (double& value : array.values) value = rounded(value, dtype);
   }
   return array;
 }
@@ -79,20 +93,35 @@ bool same_bits(const Array& a, const Array& b) {
   return a.shape == b.shape && a.dtype == b.dtype && same_bits(a.values, b.values);
 }
 
+// Ops that were taught bf16 so far.
+bool takes_bf16(const std::string& op) {
+  static const std::set<std::string> ops{"cast"};
+  return ops.count(op) > 0;
+}
+
 class RowRun {
  public:
   RowRun(const std::vector<Input>& inputs, const Call& call, const Reference& reference,
-         const Options& options)
-      : inputs_(inputs), call_(call), reference_(reference), options_(options) {
+         const Options& options, Dtype reals)
+      : inputs_(inputs), call_(call), reference_(reference), options_(options), reals_(reals) {
     for (size_t i = 0; i < inputs.size(); ++i) {
-      arrays_.push_back(make_input(inputs[i], {options.seed, 0, static_cast<uint32_t>(i)}));
+      arrays_.push_back(make_input(inputs[i], reals, {options.seed, 0, static_cast<uint32_t>(i)}));
     }
     expected_ = reference(arrays_);
     const RngKey key{options.seed, 1, 0};
     RandomStream random(key);
     for (int64_t i = 0; i < expected_.size(); ++i) {
       const double size = random.uniform(0.25, 1.25);
-      weights_.push_back(static_cast<float>(random.below(2) == 0 ? size : -size));
+      const double weight = random.below(2) == 0 ? size : -size;
+      weights_.push_back(static_cast<float>(rounded(weight, reals)));
+    }
+    if (reals_ == Dtype::bf16 && expected_.dtype == Dtype::f32) expected_.dtype = Dtype::bf16;
+    if (reals_ == Dtype::bf16) {
+      // A result is rounded once, and so is the gradient of an activation; what the backward pass
+      // reads may be a rounded result.
+      Tolerance& t = options_.tolerance;
+      if (t.rtol > 0) t.rtol = std::max(t.rtol, kBf16Step);
+      t.grad_rtol = std::max(t.grad_rtol, 2 * kBf16Step);
     }
   }
 
@@ -128,13 +157,14 @@ class RowRun {
         tensors.push_back(to_tensor(arrays_[i]).to(test_device()));
         if (wanted[i]) tensors.back().set_requires_grad();
       }
-      Tensor result = call_(tensors);
+      const Tensor result = call_(as_given(tensors));
       outcome.result = to_array(result);
       const bool any = std::find(wanted.begin(), wanted.end(), true) != wanted.end();
       if (any && !result.requires_grad()) {
         report("the result does not want a gradient although an input does");
       } else if (any && outcome.result.shape == expected_.shape) {
-        backward(result, Tensor::of(weights_, result.shape()).to(result.device()));
+        backward(result,
+                 cast(Tensor::of(weights_, result.shape()).to(result.device()), result.dtype()));
         for (size_t i = 0; i < tensors.size(); ++i) {
           const Tensor grad = tensors[i].grad();
           const bool missing = wanted[i] && !grad.defined();
@@ -153,6 +183,15 @@ class RowRun {
     if (damaged_guards() > 0) report("wrote past the end of ", damaged_guards(), " buffers");
     poison_fresh_memory(false);
     return outcome;
+  }
+
+  // The inputs in the types that the op is given. Gradients come back to the f32 leaves.
+  Tensors as_given(const Tensors& tensors) const {
+    Tensors given;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      given.push_back(cast(tensors[i], dtype_of(inputs_[i], reals_)));
+    }
+    return given;
   }
 
   void check_result(const Array& result, const char* when) {
@@ -207,9 +246,15 @@ class RowRun {
         references_[input].push_back({element, numeric_gradient(input, element)});
       }
     }
+    double largest = 0;
+    for (const auto& [element, wanted] : references_[input]) {
+      largest = std::max(largest, std::fabs(wanted));
+    }
+    // Terms rounded to bf16 may cancel.
+    const double atol = t.grad_atol + (reals_ == Dtype::bf16 ? kBf16Step * largest : 0);
     for (const auto& [element, wanted] : references_[input]) {
       const double got = ours[element];
-      if (!(std::fabs(got - wanted) <= t.grad_atol + t.grad_rtol * std::fabs(wanted))) {
+      if (!(std::fabs(got - wanted) <= atol + t.grad_rtol * std::fabs(wanted))) {
         report("gradient of input ", input, when, " at ",
                unravel(static_cast<int64_t>(element), arrays_[input].shape), " is ", got,
                ", the reference's numeric gradient is ", wanted);
@@ -279,7 +324,7 @@ class RowRun {
         tensors.push_back(to_tensor(arrays_[i]).to(test_device()));
         if (wants_gradient(inputs_[i])) tensors.back().set_requires_grad();
       }
-      off.result = to_array(call_(tensors));
+      off.result = to_array(call_(as_given(tensors)));
     }
     if (recorded_nodes() != before) report("recorded a node although nothing wants a gradient");
     // An op may take a shorter way when nothing is saved, hence within tolerance only.
@@ -300,7 +345,8 @@ class RowRun {
   const std::vector<Input>& inputs_;
   const Call& call_;
   const Reference& reference_;
-  const Options& options_;
+  Options options_;
+  const Dtype reals_;
   Arrays arrays_;
   Array expected_;
   std::vector<float> weights_;
@@ -325,6 +371,11 @@ Options Options::with_seed(uint64_t seed_) const {
   copy.seed = seed_;
   return copy;
 }
+Options Options::without_bf16() const {
+  Options copy = *this;
+  copy.bf16 = false;
+  return copy;
+}
 Options Options::with_threads_mattering() const {
   Options copy = *this;
   copy.thread_independent = false;
@@ -336,7 +387,13 @@ std::vector<std::string> run_row(const std::string& op, const std::vector<Input>
                                  const Options& options) {
   std::vector<std::string> problems;
   try {
-    problems = RowRun(inputs, call, reference, options).problems();
+    problems = RowRun(inputs, call, reference, options, Dtype::f32).problems();
+    if (options.bf16 && problems.empty() && takes_bf16(op)) {
+      for (const std::string& problem :
+           RowRun(inputs, call, reference, options, Dtype::bf16).problems()) {
+        problems.push_back("in bf16: " + problem);
+      }
+    }
   } catch (const std::exception& error) {
     problems.push_back(text("threw: ", error.what()));
     cuda::reset_simulated_device();

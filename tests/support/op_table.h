@@ -7,7 +7,9 @@
 //   - the result has the right shape and type, no element is left unwritten (fresh memory is filled
 //     with NaN), nothing is written past an end (guard bytes) and no input is changed;
 //   - results and gradients are the same bits on every run and with any number of threads;
-//   - without recording the values are the same and no node is recorded.
+//   - without recording the values are the same and no node is recorded;
+//   - the same with bf16 inputs (but for those marked parameter()): the result has that type and is
+//     off by its own rounding only, because sums are f32.
 //
 // Adding a row to the op_table (tests/ops_<family>_test.cpp):
 //
@@ -72,10 +74,13 @@ struct Input {
   std::vector<double> kinks;   // random values stay `margin` away from these
   double margin = 0.05;
   bool differentiable = true;
+  bool is_parameter = false;
 
   Input away_from(std::vector<double> points, double distance = 0.05) const;
   // Not differentiated (a target, a mask).
   Input frozen() const;
+  // Stays f32 where the other inputs are bf16.
+  Input parameter() const;
 };
 Input real(Shape shape, double low = -2, double high = 2);  // uniform
 Input index(Shape shape, int64_t below);                    // i64, uniform in 0..below-1
@@ -98,12 +103,14 @@ struct Options {
   Tolerance tolerance;
   bool gradients = true;           // off for extreme values and for ops without derivative
   bool thread_independent = true;  // off only where a library splits its reduction by threads
+  bool bf16 = true;                // off for ops that take f32 only, or say nothing more in bf16
   uint64_t seed = 1;
   Options() = default;
   Options(const Tolerance& tolerance_) : tolerance(tolerance_) {}  // NOLINT: meant to convert
   Options without_gradients() const;
   Options with_seed(uint64_t seed_) const;
   Options with_threads_mattering() const;
+  Options without_bf16() const;
 };
 
 // Runs a row and returns what is wrong with it, one line each; empty when the op is right.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/element.h"
 #include "kernels/isa.h"
 
 namespace graft::cpu::GRAFT_ISA {
@@ -32,6 +33,26 @@ template <int V>
 template <int V>
 [[gnu::always_inline]] inline void store(float* to, Lanes<V> value) {
   __builtin_memcpy(to, &value, sizeof value);
+}
+
+// bf16 in memory, f32 in the vector.
+template <int V>
+using Halves = uint16_t __attribute__((vector_size(V * sizeof(uint16_t))));
+template <int V>
+using Words = uint32_t __attribute__((vector_size(V * sizeof(uint32_t))));
+template <int V>
+[[gnu::always_inline]] inline Lanes<V> load(const Bf16* from) {
+  Halves<V> halves;
+  __builtin_memcpy(&halves, from, sizeof halves);
+  return __builtin_bit_cast(Lanes<V>, __builtin_convertvector(halves, Words<V>) << 16);
+}
+template <int V>
+[[gnu::always_inline]] inline void store(Bf16* to, Lanes<V> value) {
+  const auto bits = __builtin_bit_cast(Words<V>, value);
+  const Words<V> rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  const Words<V> nan = (bits >> 16) | 0x40;
+  const auto halves = __builtin_convertvector(value != value ? nan : rounded, Halves<V>);
+  __builtin_memcpy(to, &halves, sizeof halves);
 }
 
 }  // namespace graft::cpu::GRAFT_ISA

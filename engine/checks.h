@@ -1,0 +1,30 @@
+// What every op asks of its arguments, in one wording.
+#pragma once
+
+#include "engine/tensor.h"
+#include "kernels/error.h"
+
+namespace graft {
+
+// x is f32 or bf16.
+inline void check_real(const char* op, const char* what, const Tensor& x) {
+  GRAFT_CHECK(x.defined() && is_real(x.dtype()), op, ": expected ", what,
+              " to be an f32 or bf16 tensor, got ", x, "; cast() converts");
+}
+// x has the type and the device of `like`, which was checked.
+inline void check_like(const char* op, const char* what, const Tensor& x, const Tensor& like) {
+  check_real(op, what, x);
+  GRAFT_CHECK(x.dtype() == like.dtype(), op, ": expected ", what, " to be ", like.dtype(),
+              " as the first argument, got ", x, "; cast() converts");
+  GRAFT_CHECK(x.device() == like.device(), op, ": ", what, " is on ", x.device(),
+              " but the first argument is on ", like.device(), "; move one with to()");
+}
+// x is a parameter of an op whose first argument is `like`: f32 on the same device.
+inline void check_parameter(const char* op, const char* what, const Tensor& x, const Tensor& like) {
+  GRAFT_CHECK(x.defined() && x.dtype() == Dtype::f32, op, ": expected ", what,
+              " to be an f32 tensor, got ", x, "; cast() converts");
+  GRAFT_CHECK(x.device() == like.device(), op, ": ", what, " is on ", x.device(),
+              " but the first argument is on ", like.device(), "; move one with to()");
+}
+
+}  // namespace graft
