@@ -95,7 +95,7 @@ bool same_bits(const Array& a, const Array& b) {
 
 // Ops that were taught bf16 so far.
 bool takes_bf16(const std::string& op) {
-  static const std::set<std::string> ops{"cast"};
+  static const std::set<std::string> ops{};
   return ops.count(op) > 0;
 }
 
