@@ -52,11 +52,13 @@ CLI::App* add_command(CLI::App& app, const std::string& name, const std::string&
 // --json: one JSON object a line on stdout instead of text.
 void add_json_option(CLI::App& command, bool& json);
 
-// --threads N (0: every core this process may use) and --device cpu|cuda|cuda:N, for commands that
-// compute. apply() sets the thread count and throws when the device is not there.
+// --threads N (0: every core this process may use), --device cpu|cuda|cuda:N and --precision
+// f32|bf16, for commands that compute. apply() sets the thread count and throws when the device is
+// not there.
 struct ComputeOptions {
   int threads = 0;
   std::string device = "cpu";
+  Dtype precision = Dtype::f32;
   void add_to(CLI::App& command);
   Device apply() const;
 };

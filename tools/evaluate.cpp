@@ -123,6 +123,7 @@ void run_evaluate(const EvaluateOptions& options) {
   const std::unique_ptr<Batches> batches =
       image_batches(data, everything, loaded.card.preprocessing, {}, reading);
   loaded.model->to(device);
+  loaded.model->set_precision(options.compute.precision);
   loaded.model->eval();
   ProgressBar bar;
   const double total = static_cast<double>(batches->samples());

@@ -278,6 +278,7 @@ FinetuneOptions FinetuneCommand::resolve() const {
 FinetuneResult FinetuneCommand::start(Reporter& reporter) {
   FinetuneOptions options = resolve();
   options.device = compute_.apply();
+  options.precision = compute_.precision;
   return finetune(options, reporter);
 }
 

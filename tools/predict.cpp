@@ -63,6 +63,7 @@ void run_predict(const PredictOptions& options) {
   const Device device = options.compute.apply();
   LoadedModel loaded = load_model(options.weights);
   loaded.model->to(device);
+  loaded.model->set_precision(options.compute.precision);
   loaded.model->eval();
   const NoGrad guard;
   // One unreadable picture does not keep the others from their answer, but it does fail the

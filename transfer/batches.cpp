@@ -92,7 +92,8 @@ Features compute_features(ImageModel& model, Batches& images, Device device,
   std::vector<float> values;
   images.start_epoch(0, 0);
   for (Batch batch; images.next(batch);) {
-    const std::vector<float> rows = model.features(batch.images.to(device)).to_vector<float>();
+    const Tensor features = cast(model.features(batch.images.to(device)), Dtype::f32);
+    const std::vector<float> rows = features.to_vector<float>();
     const std::vector<int64_t> labels = batch.labels.to_vector<int64_t>();
     values.insert(values.end(), rows.begin(), rows.end());
     result.labels.insert(result.labels.end(), labels.begin(), labels.end());

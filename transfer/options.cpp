@@ -106,6 +106,7 @@ void check_options(const FinetuneOptions& o) {
   at_least("patience", static_cast<double>(o.patience), 0);
   at_least("workers", static_cast<double>(o.workers), 0);
   at_least("minutes between saves", o.save_minutes, 0);
+  GRAFT_CHECK(is_real(o.precision), "finetune: precision must be f32 or bf16, got ", o.precision);
   within("momentum", o.momentum, 0, 0.9999);
   within("label smoothing", o.label_smoothing, 0, 0.9999);
   within("warm-up", o.schedule.warmup, 0, 1);
@@ -169,6 +170,7 @@ void each_member(Options& o, const Visit& visit) {
   visit("seed", o.seed);
   visit("workers", o.workers);
   visit("device", o.device);
+  visit("precision", o.precision);
   visit("graphs", o.graphs);
   visit("save_minutes", o.save_minutes);
 }
@@ -178,6 +180,7 @@ Json as_json(const std::filesystem::path& path) {
   return path.empty() ? Json("") : Json(std::filesystem::absolute(path).string());
 }
 Json as_json(Device device) { return text(device); }
+Json as_json(Dtype dtype) { return text(dtype); }
 // The shortest decimal that reads back as the same float: 0.0005, not 0.0005000000237487257.
 Json as_json(float value) {
   char digits[32];
@@ -203,6 +206,11 @@ void read(const Json& json, Device& device) {
   } else {
     device = {Device::Kind::cuda, std::stoi(name.substr(name.find(':') + 1))};
   }
+}
+void read(const Json& json, Dtype& dtype) {
+  const std::string name = json.get<std::string>();
+  GRAFT_CHECK(name == "f32" || name == "bf16", "expected f32 or bf16, got \"", name, "\"");
+  dtype = name == "f32" ? Dtype::f32 : Dtype::bf16;
 }
 template <class T>
 void read(const Json& json, T& value) {

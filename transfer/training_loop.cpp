@@ -43,6 +43,7 @@ TrainingLoop::TrainingLoop(PreparedRun run, Observer& observer)
   const FinetuneOptions& options = run_.options;
   positive_ = positive_class(run_.data.all.class_names, options.positive_class);
   run_.model->to(options.device);
+  run_.model->set_precision(options.precision);
   const TrainableCount count = apply_freeze(*run_.model, options);
   observer_.message(text(run_.card.architecture, ": ", count.trainable_values, " of ", count.values,
                          " weights train (", count.trainable_tensors, " of ", count.tensors,

@@ -12,9 +12,13 @@ HeadedModel::HeadedModel(const ModelOptions& options, int64_t feature_width, flo
 }
 
 Tensor HeadedModel::features(const Tensor& x) {
-  const Tensor pooled_features = pooled(x);
+  const Tensor pooled_features = pooled(cast(x, precision()));
   if (!training() || dropout_ == 0) return pooled_features;
   return dropout(pooled_features, dropout_, true, next_key());
+}
+
+Tensor HeadedModel::head(const Tensor& features) {
+  return cast(head_(cast(features, precision())), Dtype::f32);
 }
 
 void HeadedModel::replace_head(int64_t classes, RngKey key) {

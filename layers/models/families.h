@@ -26,7 +26,7 @@ std::unique_ptr<ImageModel> build_mlp(const ModelOptions& options);
 class HeadedModel : public ImageModel {
  public:
   Tensor features(const Tensor& x) override;
-  Tensor head(const Tensor& features) override { return head_(features); }
+  Tensor head(const Tensor& features) override;
   int64_t feature_width() const override { return head_.weight.dim(1); }
   int64_t classes() const override { return head_.weight.dim(0); }
   std::string head_name() const override { return head_name_; }

@@ -76,6 +76,11 @@ std::unique_ptr<ImageModel> make_model(const std::string& architecture, const Mo
   return model;
 }
 
+void ImageModel::set_precision(Dtype precision) {
+  GRAFT_CHECK(is_real(precision), "model: expected a precision of f32 or bf16, got ", precision);
+  precision_ = precision;
+}
+
 Preprocessing preprocessing_of(const std::string& architecture) {
   Preprocessing result;  // torchvision's ImageNet presets
   if (const int variant = lite_variant(architecture); variant >= 0) {

@@ -22,8 +22,10 @@ struct ModelOptions {
 // An image classifier: features, then a linear head.
 class ImageModel : public Module {
  public:
-  // x (n, h, w, c) -> (n, feature_width), the input of the head (after pooling and dropout)
+  // x (n, h, w, c), f32 or bf16 -> (n, feature_width) in the model's precision, the input of the
+  // head (after pooling and dropout)
   virtual Tensor features(const Tensor& x) = 0;
+  // features, f32 or bf16 -> (n, classes), f32
   virtual Tensor head(const Tensor& features) = 0;
   Tensor forward(const Tensor& x) override { return head(features(x)); }
   virtual int64_t feature_width() const = 0;
@@ -31,10 +33,16 @@ class ImageModel : public Module {
   // The full name of the head's module ("fc", "classifier.1", "_fc") and of the first convolution.
   virtual std::string head_name() const = 0;
   virtual std::string stem_name() const = 0;
+  // The type of the activations, f32 (the default) or bf16. Weights stay f32.
+  void set_precision(Dtype precision);
+  Dtype precision() const { return precision_; }
   // A freshly initialised head for another number of classes.
   virtual void replace_head(int64_t classes, RngKey key) = 0;
   // Draws all weights anew, from the distributions of PyTorch's constructor.
   virtual void initialise(RngKey key) = 0;
+
+ private:
+  Dtype precision_ = Dtype::f32;
 };
 
 // "resnet18" ... "resnet152", "mobilenet_v2" ("mobilenet_v2_x0.5" for a width multiplier),
