@@ -4,7 +4,6 @@
 #include <csignal>
 #include <cstdio>
 #include <iostream>
-#include <map>
 #include <omp.h>
 #include <poll.h>
 #include <sstream>
@@ -34,12 +33,14 @@ void ComputeOptions::add_to(CLI::App& command) {
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   command.add_option("--device", device, "cpu, cuda or cuda:N")->capture_default_str();
-  const std::map<std::string, Dtype> precisions{{"f32", Dtype::f32}, {"bf16", Dtype::bf16}};
   command
-      .add_option("--precision", precision,
-                  "f32, or bf16 activations: half the memory; weights stay f32 (f32)")
-      ->transform(CLI::CheckedTransformer(precisions, CLI::ignore_case).description(""))
-      ->type_name("f32|bf16");
+      .add_option_function<std::string>(
+          "--precision",
+          [this](const std::string& name) {
+            precision = name == "bf16" ? Dtype::bf16 : Dtype::f32;
+          },
+          "f32, or bf16 activations: half the memory; weights stay f32 (f32)")
+      ->check(CLI::IsMember({"f32", "bf16"}));
 }
 
 Device ComputeOptions::apply() const {
