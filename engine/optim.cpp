@@ -5,6 +5,7 @@
 #include <set>
 
 #include "engine/dispatch.h"
+#include "kernels/clip.h"
 
 namespace graft {
 namespace {
@@ -20,6 +21,25 @@ void check_gradient(const NamedParameter& parameter, const Tensor& grad, const c
               ": the gradient of ", parameter.name, " is ", grad, " on ", grad.device(),
               ", expected f32 on ", parameter.tensor.device());
 }
+
+// A gradient for each parameter that has one; a gradient that two share is there once.
+class GradientList {
+ public:
+  void add(const float* grad, int64_t n) {
+    if (n == 0 || !seen_.insert(grad).second) return;
+    OptimTensor entry;
+    entry.g = grad;
+    entry.n = n;
+    entries_.push_back(entry);
+  }
+  bool empty() const { return entries_.empty(); }
+  const OptimTensor* data() const { return entries_.data(); }
+  int64_t count() const { return static_cast<int64_t>(entries_.size()); }
+
+ private:
+  std::set<const void*> seen_;
+  std::vector<OptimTensor> entries_;
+};
 
 // Shared by both optimizers: one slot a parameter, and state in and out under "parameter/entry".
 class SlotOptimizer : public Optimizer {
@@ -130,6 +150,22 @@ class SlotOptimizer : public Optimizer {
     }
   }
 
+  // Where the factor for these gradients will stand on the device; null without clipping.
+  const float* clip() {
+    GradientList grads;
+    if (clip_norm_ > 0) {
+      for (const Pass& pass : passes_) {
+        for (const OptimTensor& entry : pass.tensors) grads.add(entry.g, entry.n);
+      }
+    }
+    if (grads.empty()) return nullptr;
+    const Device device = passes_.front().device;
+    if (!clip_factor_.defined()) clip_factor_ = Tensor({}, Dtype::f32, device);
+    GRAFT_KERNEL(clip_factor, device)
+    (clip_factor_.mutable_data<float>(), grads.data(), grads.count(), clip_norm_);
+    return clip_factor_.data<float>();
+  }
+
   virtual const char* name() const = 0;
   // Makes the slot's tensors where they are missing and notes them in the entry.
   virtual void add_state(const Tensor& parameter, Slot& slot, OptimTensor& entry) = 0;
@@ -138,6 +174,7 @@ class SlotOptimizer : public Optimizer {
 
  private:
   std::map<std::string, Slot> slots_;
+  Tensor clip_factor_;
   const char *first_, *second_;
   bool has_step_;
 };
@@ -154,11 +191,12 @@ class Sgd final : public SlotOptimizer {
     return rates;
   }
   void apply(const std::vector<OptimRates>& rates) override {
+    const float* factor = clip();
     for (size_t i = 0; i < passes_.size(); ++i) {
       const Pass& pass = passes_[i];
       GRAFT_KERNEL(sgd_step, pass.device)
-      (pass.tensors.data(), static_cast<int64_t>(pass.tensors.size()), rates[i], options_.momentum,
-       pass.group->weight_decay, options_.nesterov);
+      (pass.tensors.data(), static_cast<int64_t>(pass.tensors.size()), rates[i], factor,
+       options_.momentum, pass.group->weight_decay, options_.nesterov);
     }
   }
 
@@ -194,11 +232,12 @@ class AdamW final : public SlotOptimizer {
     return rates;
   }
   void apply(const std::vector<OptimRates>& rates) override {
+    const float* factor = clip();
     for (size_t i = 0; i < passes_.size(); ++i) {
       const Pass& pass = passes_[i];
       GRAFT_KERNEL(adamw_step, pass.device)
-      (pass.tensors.data(), static_cast<int64_t>(pass.tensors.size()), rates[i], options_.beta1,
-       options_.beta2, options_.epsilon);
+      (pass.tensors.data(), static_cast<int64_t>(pass.tensors.size()), rates[i], factor,
+       options_.beta1, options_.beta2, options_.epsilon);
     }
   }
 
@@ -243,6 +282,11 @@ void Optimizer::step() {
   apply(advance());
 }
 
+void Optimizer::set_clip_norm(float max_norm) {
+  GRAFT_CHECK(max_norm >= 0, "optimizer: expected a clip norm of at least 0, got ", max_norm);
+  clip_norm_ = max_norm;
+}
+
 void Optimizer::zero_grad() {
   for (ParameterGroup& group : groups_) {
     for (NamedParameter& parameter : group.parameters) parameter.tensor.zero_grad();
@@ -268,33 +312,27 @@ std::unique_ptr<Optimizer> make_adamw(std::vector<ParameterGroup> groups,
 float clip_grad_norm(const std::vector<NamedParameter>& parameters, float max_norm) {
   constexpr const char* kOp = "clip_grad_norm";
   GRAFT_CHECK(max_norm >= 0, kOp, ": expected max_norm of at least 0, got ", max_norm);
-  std::vector<OptimTensor> list;
-  std::vector<Tensor> grads;
-  std::set<const void*> seen;
+  GradientList grads;
+  std::vector<Tensor> tensors;
   for (const NamedParameter& parameter : parameters) {
-    Tensor grad = parameter.tensor.grad();
-    if (!grad.defined() || grad.numel() == 0 || !seen.insert(grad.raw()).second) continue;
+    const Tensor grad = parameter.tensor.grad();
+    if (!grad.defined()) continue;
     check_gradient(parameter, grad, kOp);
-    OptimTensor entry;
-    entry.g = grad.data<float>();
-    entry.n = grad.numel();
-    list.push_back(entry);
-    grads.push_back(std::move(grad));
+    const int64_t before = grads.count();
+    grads.add(grad.data<float>(), grad.numel());
+    if (grads.count() > before) tensors.push_back(grad);
   }
-  if (list.empty()) return 0;
+  if (grads.empty()) return 0;
   double sum = 0;
-  GRAFT_KERNEL(gradient_square_sum, grads[0].device())
-  (&sum, list.data(), static_cast<int64_t>(list.size()));
-  const double norm = std::sqrt(sum);
-  if (!std::isfinite(norm)) return static_cast<float>(norm);
-  // PyTorch's formula: the small number keeps a norm of zero harmless.
-  const double factor = static_cast<double>(max_norm) / (norm + 1e-6);
+  const Device device = tensors[0].device();
+  GRAFT_KERNEL(gradient_square_sum, device)(&sum, grads.data(), grads.count());
+  const float factor = clip_factor_of(sum, static_cast<double>(max_norm));
   if (factor < 1) {
-    for (size_t i = 0; i < grads.size(); ++i) list[i].p = grads[i].mutable_data<float>();
-    GRAFT_KERNEL(scale_tensors, grads[0].device())
-    (list.data(), static_cast<int64_t>(list.size()), static_cast<float>(factor));
+    std::vector<OptimTensor> list(grads.data(), grads.data() + grads.count());
+    for (size_t i = 0; i < list.size(); ++i) list[i].p = tensors[i].mutable_data<float>();
+    GRAFT_KERNEL(scale_tensors, device)(list.data(), grads.count(), factor);
   }
-  return static_cast<float>(norm);
+  return static_cast<float>(std::sqrt(sum));
 }
 
 }  // namespace graft

@@ -32,6 +32,10 @@ class Optimizer {
   // Updates every parameter that has a gradient. A parameter without one is left alone.
   void step();
   void zero_grad();
+  // From now on every step scales the gradients as clip_grad_norm() over all parameters would, on
+  // the way: without another pass over them, and without asking the device for the norm. grad()
+  // itself stays unscaled. 0: no clipping.
+  void set_clip_norm(float max_norm);
 
   // A step in three parts, for steps that are recorded once and run many times (step_graph.h):
   // collect() once, then advance() and apply() for each. step() does all three.
@@ -50,6 +54,7 @@ class Optimizer {
 
  protected:
   std::vector<ParameterGroup> groups_;
+  float clip_norm_ = 0;
 };
 
 struct SgdOptions {

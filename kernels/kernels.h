@@ -106,6 +106,7 @@ GRAFT_PICK(sgd_step);
 GRAFT_PICK(adamw_step);
 GRAFT_PICK(scale_tensors);
 GRAFT_PICK(gradient_square_sum);
+GRAFT_PICK(clip_factor);
 #undef GRAFT_PICK
 #endif
 }  // namespace cpu

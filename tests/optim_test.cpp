@@ -1,6 +1,7 @@
 // Optimizers against double references and PyTorch's own trajectories; state in and out.
 #include "engine/optim.h"
 
+#include <algorithm>
 #include <cmath>
 #include <doctest/doctest.h>
 #include <omp.h>
@@ -323,6 +324,51 @@ TEST_CASE("clip_grad_norm") {
   CHECK(clip_grad_norm(many, 3) == doctest::Approx(2).epsilon(1e-6));
   op_error("clip_grad_norm", "expected max_norm of at least 0, got -1",
            [&] { clip_grad_norm({a}, -1); });
+}
+
+// Steps that clip on the way end where clip_grad_norm() and a step do: to the bit on the device,
+// within a rounding of the gradient on the CPU, whose compiler contracts the product.
+TEST_CASE("a step with a clip norm is clip_grad_norm and a step") {
+  const std::vector<std::vector<float>> gradients{
+      {3, 4, 0}, {0.1f, 0.2f, 0.3f}, {30, -40, 12}, {NAN, 1, 2}, {1e30f, 2e30f, -1e30f}};
+  for (const Make& make : {sgd(0), sgd(0.9f), sgd(0.9f, true), adamw()}) {
+    const std::vector<float> start{0.5f, -1, 2}, more(5000, 0.25f);
+    NamedParameter a = parameter("a", start), b = parameter("b", more);
+    NamedParameter c = parameter("a", start), d = parameter("b", more);
+    const auto fused = make(one_group({a, b}, 0.1f, 0.01f));
+    const auto apart = make(one_group({c, d}, 0.1f, 0.01f));
+    fused->set_clip_norm(2);
+    for (const std::vector<float>& gradient : gradients) {
+      for (const NamedParameter& p : {a, c}) set_grad(p, gradient);
+      for (const NamedParameter& p : {b, d}) {
+        set_grad(p, std::vector<float>(more.size(), gradient[1] * 0.01f));
+      }
+      fused->step();
+      CHECK(a.tensor.grad().to_vector<float>()[1] == gradient[1]);
+      clip_grad_norm({c, d}, 2);
+      apart->step();
+      for (const auto& [got, wanted] : {std::pair{a, c}, std::pair{b, d}}) {
+        const std::vector<float> x = got.tensor.to_vector<float>();
+        const std::vector<float> y = wanted.tensor.to_vector<float>();
+        for (size_t i = 0; i < x.size(); ++i) {
+          REQUIRE(std::isnan(x[i]) == std::isnan(y[i]));
+          if (std::isnan(y[i])) continue;
+          const float most = test_device().is_cpu() ? 3e-7f * std::max(1.0f, std::abs(y[i])) : 0;
+          REQUIRE(std::abs(x[i] - y[i]) <= most);
+        }
+      }
+    }
+  }
+  // A gradient that two parameters share counts once, as in clip_grad_norm().
+  NamedParameter a = parameter("a", {1, 1}), b = parameter("b", {1, 1});
+  Tensor shared = Tensor::of<float>({3, 4}).to(test_device());
+  for (NamedParameter* p : {&a, &b}) p->tensor.set_grad(shared);
+  const auto optimizer = sgd(0)(one_group({a, b}, 1, 0));
+  optimizer->set_clip_norm(2.5f);
+  optimizer->step();
+  CHECK(b.tensor.to_vector<float>()[1] == doctest::Approx(-1).epsilon(1e-6));
+  op_error("optimizer", "expected a clip norm of at least 0, got -1",
+           [&] { optimizer->set_clip_norm(-1); });
 }
 
 }  // namespace graft::test

@@ -125,11 +125,19 @@ TEST_CASE("recorded steps end with the bytes of steps run one by one") {
     options.optimizer = optimizer;
     options.dropout = 0.3f;
     options.overwrite = true;
+    // A norm that some steps exceed and others do not.
+    options.clip_norm = optimizer == OptimizerKind::sgd ? 1.0f : 0.0f;
     finetune(options);
     options.out = folder / "single";
     options.graphs = false;
     finetune(options);
     check_same_run(folder / "recorded", folder / "single");
+    if (optimizer != OptimizerKind::sgd) continue;
+    options.out = folder / "unclipped";
+    options.clip_norm = 0;
+    finetune(options);
+    CHECK(file_bytes(folder / "unclipped" / "last.safetensors") !=
+          file_bytes(folder / "single" / "last.safetensors"));
   }
 }
 

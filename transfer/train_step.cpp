@@ -18,15 +18,12 @@ uint64_t generator_step(int64_t step) { return static_cast<uint64_t>(step) + 1; 
 
 }  // namespace
 
-TrainStep::TrainStep(Module& model, Forward forward, Optimizer& optimizer,
-                     std::vector<NamedParameter> parameters, TrainStepOptions options)
+TrainStep::TrainStep(Module& model, Forward forward, Optimizer& optimizer, TrainStepOptions options)
     : model_(model),
       forward_(std::move(forward)),
       optimizer_(optimizer),
-      parameters_(std::move(parameters)),
       options_(std::move(options)) {
-  // The clipping factor is worked out by the host.
-  unrecordable_ = options_.device.is_cpu() || !options_.graphs || options_.clip_norm > 0;
+  unrecordable_ = options_.device.is_cpu() || !options_.graphs;
 }
 
 TrainStep::Outcome TrainStep::operator()(const Batch& batch, uint64_t seed, int64_t step) {
@@ -50,7 +47,6 @@ TrainStep::Outcome TrainStep::run(const Batch& batch, uint64_t seed, int64_t ste
   const Tensor loss = cross_entropy(logits, batch.labels, options_.loss);
   const Outcome result = outcome(loss, argmax(logits.detach()), step);
   backward(loss);
-  if (options_.clip_norm > 0) clip_grad_norm(parameters_, options_.clip_norm);
   optimizer_.step();
   optimizer_.zero_grad();
   return result;
@@ -70,7 +66,9 @@ void TrainStep::record(const Batch& batch, uint64_t seed) {
     versions.push_back(entry.tensor->storage()->version());
     counts.push_back(entry.layout == FileLayout::counter ? *entry.tensor->data<int64_t>() : 0);
   }
-  numbers_ = std::make_unique<StepNumbers>(options_.device, parameters_.size());
+  size_t passes = 0;  // at most: one a parameter
+  for (const ParameterGroup& group : optimizer_.groups()) passes += group.parameters.size();
+  numbers_ = std::make_unique<StepNumbers>(options_.device, passes);
   auto graph = std::make_unique<StepGraph>(options_.device);
   try {
     graph->record([&] {

@@ -1,4 +1,4 @@
-// One training step: forward, loss, backward, clipping, optimizer. On a CUDA device a step whose
+// One training step: forward, loss, backward, optimizer. On a CUDA device a step whose
 // shapes repeat is recorded once and then run as a whole.
 #pragma once
 
@@ -18,15 +18,13 @@ namespace graft {
 struct TrainStepOptions {
   Device device;
   CrossEntropyOptions loss;
-  float clip_norm = 0;  // 0: no clipping
-  bool graphs = true;   // record steps as CUDA graphs
+  bool graphs = true;  // record steps as CUDA graphs
 };
 
 class TrainStep {
  public:
-  // model: whose counters and caches the step concerns. `parameters` are clipped together.
-  TrainStep(Module& model, Forward forward, Optimizer& optimizer,
-            std::vector<NamedParameter> parameters, TrainStepOptions options);
+  // model: whose counters and caches the step concerns.
+  TrainStep(Module& model, Forward forward, Optimizer& optimizer, TrainStepOptions options);
 
   struct Outcome {
     double loss = 0;
@@ -47,7 +45,6 @@ class TrainStep {
   Module& model_;
   Forward forward_;
   Optimizer& optimizer_;
-  std::vector<NamedParameter> parameters_;
   TrainStepOptions options_;
 
   // The shape of the last steps, how often it came, and whether recording it is out of the

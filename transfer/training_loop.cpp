@@ -49,15 +49,13 @@ TrainingLoop::TrainingLoop(PreparedRun run, Observer& observer)
                          " weights train (", count.trainable_tensors, " of ", count.tensors,
                          " tensors), batch-norm statistics ", to_name(options.batch_norm)));
   std::vector<ParameterGroup> groups = parameter_groups(*run_.model, options);
-  for (const ParameterGroup& group : groups) {
-    base_rates_.push_back(group.learning_rate);
-    trainable_.insert(trainable_.end(), group.parameters.begin(), group.parameters.end());
-  }
+  for (const ParameterGroup& group : groups) base_rates_.push_back(group.learning_rate);
   if (options.optimizer == OptimizerKind::sgd) {
     optimizer_ = make_sgd(std::move(groups), {.momentum = options.momentum});
   } else {
     optimizer_ = make_adamw(std::move(groups), {});
   }
+  optimizer_->set_clip_norm(options.clip_norm);
   if (!run_.state.optimizer.empty()) optimizer_->load_state(run_.state.optimizer);
   run_.state.optimizer.clear();
   run_.state.model.clear();
@@ -123,9 +121,9 @@ bool TrainingLoop::make_batches() {
     if (!split.held_out.empty()) validation_ = open(split.held_out, judging);
     forward_ = [&model](const Tensor& x) { return model.forward(x); };
   }
-  train_step_ = std::make_unique<TrainStep>(
-      model, forward_, *optimizer_, trainable_,
-      TrainStepOptions{options.device, loss_options_, options.clip_norm, options.graphs});
+  train_step_ =
+      std::make_unique<TrainStep>(model, forward_, *optimizer_,
+                                  TrainStepOptions{options.device, loss_options_, options.graphs});
   const int64_t batches = train_->count();
   total_steps_ = options.steps > 0 ? options.steps : options.epochs * batches;
   epochs_ = (total_steps_ + batches - 1) / batches;

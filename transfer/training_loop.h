@@ -52,7 +52,6 @@ class TrainingLoop {
   std::unique_ptr<Batches> train_, validation_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<float> base_rates_;  // of the optimizer's groups
-  std::vector<NamedParameter> trainable_;
   CrossEntropyOptions loss_options_;
   Forward forward_;
   std::unique_ptr<TrainStep> train_step_;

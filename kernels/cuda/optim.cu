@@ -12,6 +12,7 @@
 // chunks, and both depend on the sizes alone.
 #include <cstdint>
 
+#include "kernels/clip.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/pack.cuh"
 #include "kernels/cuda/reduce.cuh"
@@ -57,13 +58,24 @@ __device__ void for_chunk(const Batch& batch, const Body& body) {
   for (int64_t i = done + threadIdx.x; i < end; i += kThreads) body.template operator()<1>(t, i);
 }
 
+// Gradients with the clipping factor on them. The product is rounded by itself, never contracted
+// with what follows: a factor of 1 changes no bit.
+template <int W>
+__device__ Pack<float, W> load_clipped(const float* g, float clip) {
+  Pack<float, W> d = load<W>(g);
+  for (float& value : d.v) value = __fmul_rn(value, clip);
+  return d;
+}
+__device__ float clip_at(const float* clip) { return clip != nullptr ? *clip : 1.0f; }
+
 __global__ void __launch_bounds__(kThreads)
-    sgd_kernel(const __grid_constant__ Batch batch, OptimRates rates, float momentum,
-               float weight_decay, bool nesterov) {
+    sgd_kernel(const __grid_constant__ Batch batch, OptimRates rates, const float* clip_place,
+               float momentum, float weight_decay, bool nesterov) {
+  const float clip = clip_at(clip_place);
   const float learning_rate = (rates.at != nullptr ? *rates.at : rates).learning_rate;
   for_chunk(batch, [=]<int W>(const OptimTensor& t, int64_t i) {
     Pack<float, W> p = load<W>(t.p + i);
-    Pack<float, W> d = load<W>(t.g + i);
+    Pack<float, W> d = load_clipped<W>(t.g + i, clip);
     for (int k = 0; k < W; ++k) d.v[k] += weight_decay * p.v[k];
     if (t.m != nullptr) {
       // A first step copies the gradient into the buffer, which nobody has written yet.
@@ -81,13 +93,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    adamw_kernel(const __grid_constant__ Batch batch, OptimRates rates, float beta1, float beta2,
-                 float epsilon) {
+    adamw_kernel(const __grid_constant__ Batch batch, OptimRates rates, const float* clip_place,
+                 float beta1, float beta2, float epsilon) {
+  const float clip = clip_at(clip_place);
   if (rates.at != nullptr) rates = *rates.at;
   const float shrink = 1.0f - rates.decay, share1 = 1.0f - beta1, share2 = 1.0f - beta2;
   for_chunk(batch, [=]<int W>(const OptimTensor& t, int64_t i) {
     Pack<float, W> p = load<W>(t.p + i), m = load<W>(t.m + i), v = load<W>(t.v + i);
-    const Pack<float, W> g = load<W>(t.g + i);
+    const Pack<float, W> g = load_clipped<W>(t.g + i, clip);
     for (int k = 0; k < W; ++k) {
       const float d = g.v[k];
       m.v[k] += share1 * (d - m.v[k]);
@@ -122,12 +135,19 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// *total = sum of all partial sums. One block.
-__global__ void total_kernel(double* total, const double* partial, int64_t n) {
+// The sum of all partial sums, for thread 0. One block.
+__device__ double total_of(const double* partial, int64_t n) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += partial[i];
-  sum = block_reduce(sum, Sum());
+  return block_reduce(sum, Sum());
+}
+__global__ void total_kernel(double* total, const double* partial, int64_t n) {
+  const double sum = total_of(partial, n);
   if (threadIdx.x == 0) *total = sum;
+}
+__global__ void clip_kernel(float* factor, const double* partial, int64_t n, double max_norm) {
+  const double sum = total_of(partial, n);
+  if (threadIdx.x == 0) *factor = clip_factor_of(sum, max_norm);
 }
 
 int64_t blocks_of(const OptimTensor& tensor) { return (tensor.n + kChunk - 1) / kChunk; }
@@ -154,19 +174,36 @@ void each_batch(const char* op, const OptimTensor* tensors, int64_t count, const
   flush();
 }
 
+// The partial sums of squares, in scratch memory behind one number of room for their total.
+struct Partials {
+  double *total, *partial;
+  int64_t count;
+};
+Partials square_sums(const char* op, const OptimTensor* tensors, int64_t count) {
+  int64_t blocks = 0;
+  for (int64_t t = 0; t < count; ++t) blocks += blocks_of(tensors[t]);
+  auto* total = static_cast<double*>(scratch(op, static_cast<size_t>(blocks + 1) * sizeof(double)));
+  double* next = total + 1;
+  each_batch(op, tensors, count, [&](Grid grid, const Batch& batch) {
+    launch(op, grid, 0, square_sum_kernel, next, batch);
+    next += grid.blocks.x;
+  });
+  return {total, total + 1, blocks};
+}
+
 }  // namespace
 
-void sgd_step(const OptimTensor* tensors, int64_t count, OptimRates rates, float momentum,
-              float weight_decay, bool nesterov) {
+void sgd_step(const OptimTensor* tensors, int64_t count, OptimRates rates, const float* clip,
+              float momentum, float weight_decay, bool nesterov) {
   each_batch("sgd", tensors, count, [=](Grid grid, const Batch& batch) {
-    launch("sgd", grid, 0, sgd_kernel, batch, rates, momentum, weight_decay, nesterov);
+    launch("sgd", grid, 0, sgd_kernel, batch, rates, clip, momentum, weight_decay, nesterov);
   });
 }
 
-void adamw_step(const OptimTensor* tensors, int64_t count, OptimRates rates, float beta1,
-                float beta2, float epsilon) {
+void adamw_step(const OptimTensor* tensors, int64_t count, OptimRates rates, const float* clip,
+                float beta1, float beta2, float epsilon) {
   each_batch("adamw", tensors, count, [=](Grid grid, const Batch& batch) {
-    launch("adamw", grid, 0, adamw_kernel, batch, rates, beta1, beta2, epsilon);
+    launch("adamw", grid, 0, adamw_kernel, batch, rates, clip, beta1, beta2, epsilon);
   });
 }
 
@@ -176,21 +213,18 @@ void scale_tensors(const OptimTensor* tensors, int64_t count, float factor) {
   });
 }
 
-// The total is on the device before it is copied: a later kernel can read it there.
 void gradient_square_sum(double* sum, const OptimTensor* tensors, int64_t count) {
   constexpr const char* kOp = "gradient_square_sum";
-  int64_t blocks = 0;
-  for (int64_t t = 0; t < count; ++t) blocks += blocks_of(tensors[t]);
-  auto* total =
-      static_cast<double*>(scratch(kOp, static_cast<size_t>(blocks + 1) * sizeof(double)));
-  double* partial = total + 1;
-  int64_t start = 0;
-  each_batch(kOp, tensors, count, [&](Grid grid, const Batch& batch) {
-    launch(kOp, grid, 0, square_sum_kernel, partial + start, batch);
-    start += grid.blocks.x;
-  });
-  launch(kOp, {1, 1024}, 0, total_kernel, total, partial, blocks);
-  copy(sum, kCpu, total, {Device::Kind::cuda, 0}, sizeof *sum);
+  const Partials sums = square_sums(kOp, tensors, count);
+  launch(kOp, {1, 1024}, 0, total_kernel, sums.total, sums.partial, sums.count);
+  copy(sum, kCpu, sums.total, {Device::Kind::cuda, 0}, sizeof *sum);
+}
+
+void clip_factor(float* factor, const OptimTensor* tensors, int64_t count, float max_norm) {
+  constexpr const char* kOp = "clip_factor";
+  const Partials sums = square_sums(kOp, tensors, count);
+  launch(kOp, {1, 1024}, 0, clip_kernel, factor, sums.partial, sums.count,
+         static_cast<double>(max_norm));
 }
 
 }  // namespace graft::cuda

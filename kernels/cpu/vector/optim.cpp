@@ -6,9 +6,12 @@
 // so that one large layer does not keep the others waiting. No alignment assumed. Memory-bound:
 // each array is read and written once. Numerics: f32, bias corrections come from the caller in
 // double. Elementwise, hence deterministic; the sum of squares is taken in double over a number of
-// chunks that depends on the sizes only.
+// chunks that depends on the sizes only. Clipping is a template parameter: unclipped steps contract
+// their products with the sums that follow, which a multiplication in between could change.
 #include <cmath>
+#include <type_traits>
 
+#include "kernels/clip.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/kernels.h"
 
@@ -35,13 +38,13 @@ void each_piece(const OptimTensor* tensors, int64_t count, int64_t begin, int64_
   }
 }
 
-template <bool has_buffer, bool nesterov>
+template <bool clipped, bool has_buffer, bool nesterov>
 void sgd_piece(float* __restrict p, const float* __restrict g, float* __restrict m, float rate,
-               float momentum, float weight_decay, bool first, int64_t n) {
+               float clip, float momentum, float weight_decay, bool first, int64_t n) {
   // A first step copies the gradient into the buffer, whatever it held.
   const float keep = first ? 0.0f : momentum;
   for (int64_t i = 0; i < n; ++i) {
-    float d = g[i] + weight_decay * p[i];
+    float d = (clipped ? clip * g[i] : g[i]) + weight_decay * p[i];
     if constexpr (has_buffer) {
       const float before = first ? 0.0f : m[i];
       const float average = keep * before + d;
@@ -52,12 +55,13 @@ void sgd_piece(float* __restrict p, const float* __restrict g, float* __restrict
   }
 }
 
+template <bool clipped>
 void adamw_piece(float* __restrict p, const float* __restrict g, float* __restrict m,
-                 float* __restrict v, float shrink, float beta1, float beta2, float step_size,
-                 float root_scale, float epsilon, int64_t n) {
+                 float* __restrict v, float clip, float shrink, float beta1, float beta2,
+                 float step_size, float root_scale, float epsilon, int64_t n) {
   const float share1 = 1.0f - beta1, share2 = 1.0f - beta2;
   for (int64_t i = 0; i < n; ++i) {
-    const float d = g[i];
+    const float d = clipped ? clip * g[i] : g[i];
     const float average = m[i] + share1 * (d - m[i]);
     const float square = beta2 * v[i] + share2 * d * d;
     m[i] = average;
@@ -66,36 +70,53 @@ void adamw_piece(float* __restrict p, const float* __restrict g, float* __restri
   }
 }
 
+// Calls use(std::true_type or std::false_type, factor).
+template <class Use>
+void with_clip(const float* clip, const Use& use) {
+  if (clip != nullptr && *clip != 1.0f) {
+    use(std::true_type(), *clip);
+  } else {
+    use(std::false_type(), 1.0f);
+  }
+}
+
 }  // namespace
 
-void sgd_step(const OptimTensor* tensors, int64_t count, OptimRates rates, float momentum,
-              float weight_decay, bool nesterov) {
+void sgd_step(const OptimTensor* tensors, int64_t count, OptimRates rates, const float* clip,
+              float momentum, float weight_decay, bool nesterov) {
   const float learning_rate = rates.learning_rate;
-  parallel_for(total_size(tensors, count), 2, [=](int64_t begin, int64_t end) {
-    each_piece(tensors, count, begin, end, [=](const OptimTensor& t, int64_t from, int64_t to) {
-      float* p = t.p + from;
-      const float* g = t.g + from;
-      const int64_t n = to - from;
-      if (t.m == nullptr) {
-        sgd_piece<false, false>(p, g, nullptr, learning_rate, momentum, weight_decay, t.first_step,
-                                n);
-      } else if (nesterov) {
-        sgd_piece<true, true>(p, g, t.m + from, learning_rate, momentum, weight_decay, t.first_step,
-                              n);
-      } else {
-        sgd_piece<true, false>(p, g, t.m + from, learning_rate, momentum, weight_decay,
-                               t.first_step, n);
-      }
+  with_clip(clip, [=](auto clipped, float factor) {
+    constexpr bool kClipped = decltype(clipped)::value;
+    parallel_for(total_size(tensors, count), 2, [=](int64_t begin, int64_t end) {
+      each_piece(tensors, count, begin, end, [=](const OptimTensor& t, int64_t from, int64_t to) {
+        float* p = t.p + from;
+        const float* g = t.g + from;
+        const int64_t n = to - from;
+        if (t.m == nullptr) {
+          sgd_piece<kClipped, false, false>(p, g, nullptr, learning_rate, factor, momentum,
+                                            weight_decay, t.first_step, n);
+        } else if (nesterov) {
+          sgd_piece<kClipped, true, true>(p, g, t.m + from, learning_rate, factor, momentum,
+                                          weight_decay, t.first_step, n);
+        } else {
+          sgd_piece<kClipped, true, false>(p, g, t.m + from, learning_rate, factor, momentum,
+                                           weight_decay, t.first_step, n);
+        }
+      });
     });
   });
 }
 
-void adamw_step(const OptimTensor* tensors, int64_t count, OptimRates rates, float beta1,
-                float beta2, float epsilon) {
-  parallel_for(total_size(tensors, count), 4, [=](int64_t begin, int64_t end) {
-    each_piece(tensors, count, begin, end, [=](const OptimTensor& t, int64_t from, int64_t to) {
-      adamw_piece(t.p + from, t.g + from, t.m + from, t.v + from, 1.0f - rates.decay, beta1, beta2,
-                  rates.step_size, rates.root_scale, epsilon, to - from);
+void adamw_step(const OptimTensor* tensors, int64_t count, OptimRates rates, const float* clip,
+                float beta1, float beta2, float epsilon) {
+  with_clip(clip, [=](auto clipped, float factor) {
+    constexpr bool kClipped = decltype(clipped)::value;
+    parallel_for(total_size(tensors, count), 4, [=](int64_t begin, int64_t end) {
+      each_piece(tensors, count, begin, end, [=](const OptimTensor& t, int64_t from, int64_t to) {
+        adamw_piece<kClipped>(t.p + from, t.g + from, t.m + from, t.v + from, factor,
+                              1.0f - rates.decay, beta1, beta2, rates.step_size, rates.root_scale,
+                              epsilon, to - from);
+      });
     });
   });
 }
@@ -127,6 +148,12 @@ void gradient_square_sum(double* sum, const OptimTensor* tensors, int64_t count)
   });
   *sum = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) *sum += partial[chunk];
+}
+
+void clip_factor(float* factor, const OptimTensor* tensors, int64_t count, float max_norm) {
+  double sum = 0;
+  gradient_square_sum(&sum, tensors, count);
+  *factor = clip_factor_of(sum, static_cast<double>(max_norm));
 }
 
 }  // namespace graft::cpu::GRAFT_ISA
