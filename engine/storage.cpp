@@ -48,7 +48,7 @@ namespace {
 
 class Allocator {
  public:
-  explicit Allocator(Device device) : device_(device) {}
+  explicit Allocator(Device device, bool pinned = false) : device_(device), pinned_(pinned) {}
 
   void* allocate(size_t bytes) {
     const bool guarded = poison.load(std::memory_order_relaxed);
@@ -144,6 +144,7 @@ class Allocator {
 
   void* fresh(size_t size) {
     if (!device_.is_cpu()) return cuda::allocate(size, device_.index);
+    if (pinned_) return cuda::allocate_pinned(size);
     const bool large = size >= kHugePage;
     void* data = std::aligned_alloc(large ? kHugePage : kAlignment,
                                     large ? (size + kHugePage - 1) / kHugePage * kHugePage : size);
@@ -160,10 +161,12 @@ class Allocator {
                 " are with the CUDA context, temporary results and other programs.");
   }
   void discard(void* data) {
-    if (device_.is_cpu()) {
-      std::free(data);
-    } else {
+    if (!device_.is_cpu()) {
       cuda::release(data, device_.index);
+    } else if (pinned_) {
+      cuda::release_pinned(data);
+    } else {
+      std::free(data);
     }
   }
   // The simulated device watches the ends of its blocks itself, to the byte.
@@ -200,6 +203,7 @@ class Allocator {
   }
 
   Device device_;
+  bool pinned_;
   std::mutex mutex_;
   FreeBlocks free_;
   MemoryPool::State* pool_ = nullptr;  // the open one
@@ -218,6 +222,10 @@ Allocator& allocator(Device device) {
   if (found == nullptr) found = new Allocator(device);
   return *found;
 }
+Allocator& pinned_allocator() {
+  static auto* one = new Allocator(kCpu, true);
+  return *one;
+}
 
 }  // namespace
 
@@ -226,6 +234,17 @@ Storage::Storage(size_t bytes, Device device)
 
 Storage::Storage(void* data, size_t bytes, std::shared_ptr<void> owner)
     : data_(data), bytes_(bytes), owner_(std::move(owner)) {}
+
+std::shared_ptr<Storage> Storage::pinned(size_t bytes) {
+  void* data = nullptr;
+  try {
+    data = pinned_allocator().allocate(bytes);
+  } catch (const Error&) {
+    return std::make_shared<Storage>(bytes, kCpu);
+  }
+  return std::make_shared<Storage>(
+      data, bytes, std::shared_ptr<void>(data, [](void* p) { pinned_allocator().release(p); }));
+}
 
 Storage::~Storage() {
   if (owner_ == nullptr) allocator(device_).release(data_);

@@ -14,6 +14,8 @@ class Storage {
   // Uninitialised memory from the device's caching allocator, 64-byte aligned. Throws Error with
   // the sizes when memory runs out.
   Storage(size_t bytes, Device device);
+  // Memory of the host that a GPU copies from by itself. Ordinary memory where there is none such.
+  static std::shared_ptr<Storage> pinned(size_t bytes);
   // Memory owned elsewhere (a mapped file): `owner` is released with the storage.
   Storage(void* data, size_t bytes, std::shared_ptr<void> owner);
   ~Storage();

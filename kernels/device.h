@@ -26,6 +26,32 @@ void copy(void* target, Device target_device, const void* source, Device source_
           size_t bytes);
 void fill_bytes(void* target, int value, size_t bytes, int device);
 
+// Memory of the host that the device copies from by itself. Null when there is none to have.
+void* allocate_pinned(size_t bytes);
+// Never throws.
+void release_pinned(void* data);
+
+// The device's work, and copies to it that run beside that work. Only events order the two.
+enum class Stream : uint8_t { work, copies };
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  // Everything that the stream was given so far.
+  void record(Stream stream);
+  // What the stream is given from now on comes after what was recorded; nothing recorded: at once.
+  void precede(Stream stream) const;
+  // Returns when it is done.
+  void wait() const;
+
+ private:
+  void* event_ = nullptr;
+};
+// On Stream::copies. Pinned memory must stay as it is until the copy is done.
+void copy_beside(void* target, const void* source, size_t bytes);
+
 // Work recorded once and run many times, as a whole.
 struct Graph;
 // Until end_capture() this thread's work on the device is recorded instead of run. What waits for

@@ -9,6 +9,7 @@
 #include "engine/autograd.h"
 #include "engine/ops.h"
 #include "engine/step_graph.h"
+#include "engine/upload.h"
 #include "kernels/device.h"
 
 namespace {
@@ -127,6 +128,34 @@ TEST_CASE("grad_reverse turns the gradient round on the device") {
   x.set_requires_grad();
   backward(grad_reverse(x, 0.5f), Tensor::of<float>({1, 1, 4}).to(kGpu));
   CHECK(x.grad().to_vector<float>() == std::vector<float>{-0.5f, -0.5f, -2.0f});
+}
+
+// Six tensors of two sizes; the host's memory of each is used again when the allocator allows it.
+TEST_CASE("uploads arrive whole while the device works on those before") {
+  if (skip("uploads")) return;
+  for (const bool pinned : {true, false}) {
+    std::vector<Tensor> sums;
+    std::vector<std::vector<float>> wanted;
+    Upload upload(kGpu);
+    const auto start = [&](int i) {
+      Tensor host = pinned ? pinned_tensor({i < 3 ? 500 : 1000}) : Tensor({i < 3 ? 500 : 1000});
+      std::fill_n(host.mutable_data<float>(), host.numel(), static_cast<float>(i));
+      upload.start(host);
+    };
+    start(0);
+    for (int i = 0; i < 6; ++i) {
+      const Tensor x = upload.take();
+      sums.push_back(add(x, x));
+      wanted.emplace_back(static_cast<size_t>(x.numel()), 2 * static_cast<float>(i));
+      if (i < 5) start(i + 1);
+    }
+    upload.start(pinned_tensor({10}));  // never taken
+    for (size_t i = 0; i < 6; ++i) CHECK(sums[i].to_vector<float>() == wanted[i]);
+  }
+  Upload upload(kGpu);
+  CHECK_THROWS_WITH_AS(upload.take(), doctest::Contains("nothing was started"), Error);
+  CHECK_THROWS_WITH_AS(upload.start(Tensor::zeros({1}, Dtype::f32, kGpu)),
+                       doctest::Contains("expected a tensor on the CPU"), Error);
 }
 
 TEST_CASE("recorded work runs when it is told to, as often as it is told to") {

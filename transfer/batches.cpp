@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "engine/autograd.h"
 #include "kernels/error.h"
@@ -52,7 +53,7 @@ class FeatureBatches : public Batches {
     const int64_t begin = next_ * options_.batch_size;
     const int64_t n = std::min(options_.batch_size, samples() - begin);
     const int64_t width = features_.values.dim(1);
-    batch.images = Tensor({n, width});
+    batch.images = options_.pinned ? pinned_tensor({n, width}) : Tensor({n, width});
     batch.labels = Tensor({n}, Dtype::i64);
     batch.indices.resize(static_cast<size_t>(n));
     float* rows = batch.images.mutable_data<float>();
@@ -76,6 +77,38 @@ class FeatureBatches : public Batches {
 
 }  // namespace
 
+DeviceBatches::DeviceBatches(Batches& batches, Device device) : batches_(batches) {
+  if (!device.is_cpu()) upload_ = std::make_unique<Upload>(device);
+}
+
+void DeviceBatches::start_epoch(int64_t epoch, int64_t first_batch) {
+  fetched_ = false;
+  fault_ = nullptr;
+  batches_.start_epoch(epoch, first_batch);
+}
+
+bool DeviceBatches::next(Batch& batch) {
+  if (!upload_) return batches_.next(batch);
+  prefetch();
+  fetched_ = false;
+  if (fault_) std::rethrow_exception(std::exchange(fault_, nullptr));
+  if (!more_) return false;
+  batch = std::move(ahead_);
+  batch.images = upload_->take();
+  return true;
+}
+
+void DeviceBatches::prefetch() {
+  if (!upload_ || fetched_) return;
+  fetched_ = true;
+  try {
+    more_ = batches_.next(ahead_);
+    if (more_) upload_->start(ahead_.images);
+  } catch (...) {
+    fault_ = std::current_exception();
+  }
+}
+
 std::unique_ptr<Batches> image_batches(const ImageDataset& data, std::vector<int64_t> indices,
                                        const Preprocessing& preprocessing,
                                        const Augmentation& augmentation,
@@ -90,9 +123,11 @@ Features compute_features(ImageModel& model, Batches& images, Device device,
   model.eval();
   Features result;
   std::vector<float> values;
-  images.start_epoch(0, 0);
-  for (Batch batch; images.next(batch);) {
-    const Tensor features = cast(model.features(batch.images.to(device)), Dtype::f32);
+  DeviceBatches there(images, device);
+  there.start_epoch(0, 0);
+  for (Batch batch; there.next(batch);) {
+    const Tensor features = cast(model.features(batch.images), Dtype::f32);
+    there.prefetch();
     const std::vector<float> rows = features.to_vector<float>();
     const std::vector<int64_t> labels = batch.labels.to_vector<int64_t>();
     values.insert(values.end(), rows.begin(), rows.end());

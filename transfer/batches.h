@@ -2,11 +2,13 @@
 // frozen network.
 #pragma once
 
+#include <exception>
 #include <functional>
 #include <memory>
 #include <vector>
 
 #include "engine/data/loader.h"
+#include "engine/upload.h"
 #include "layers/models/zoo.h"
 
 namespace graft {
@@ -20,6 +22,26 @@ class Batches {
   // False at the end of the epoch. batch.images is what forward() of the same pass takes.
   virtual bool next(Batch& batch) = 0;
   virtual std::vector<std::string> bad_images() const { return {}; }
+};
+
+// Batches with their images on a device. While it works on one, those of the next are copied.
+class DeviceBatches {
+ public:
+  DeviceBatches(Batches& batches, Device device);
+  void start_epoch(int64_t epoch, int64_t first_batch);
+  // As Batches::next(). batch.images is valid until the next call: what reads it must have been
+  // launched by then. Labels stay on the host.
+  bool next(Batch& batch);
+  // Reads the batch after this one and starts its copy. To be called as soon as the device has
+  // something to do; errors wait for next().
+  void prefetch();
+
+ private:
+  Batches& batches_;
+  std::unique_ptr<Upload> upload_;  // null on the CPU
+  Batch ahead_;
+  bool fetched_ = false, more_ = false;
+  std::exception_ptr fault_;
 };
 
 std::unique_ptr<Batches> image_batches(const ImageDataset& data, std::vector<int64_t> indices,

@@ -13,14 +13,17 @@ Evaluation evaluate(const Forward& forward, int64_t classes, int64_t positive, B
   result.confusion = ConfusionMatrix(classes);
   double loss_sum = 0;
   int64_t samples = 0;
-  batches.start_epoch(0, 0);
-  for (Batch batch; batches.next(batch);) {
-    const Tensor logits = forward(batch.images.to(device));
-    CrossEntropyOptions sum;
-    sum.reduction = Reduction::sum;
-    loss_sum += static_cast<double>(cross_entropy(logits, batch.labels, sum).item());
+  CrossEntropyOptions sum;
+  sum.reduction = Reduction::sum;
+  DeviceBatches there(batches, device);
+  there.start_epoch(0, 0);
+  for (Batch batch; there.next(batch);) {
+    const Tensor logits = forward(batch.images);
+    const Tensor loss = cross_entropy(logits, batch.labels, sum), classes_of = argmax(logits);
+    there.prefetch();
+    loss_sum += static_cast<double>(loss.item());
     const std::vector<int64_t> actual = batch.labels.to_vector<int64_t>();
-    const std::vector<int64_t> predicted = argmax(logits).to_vector<int64_t>();
+    const std::vector<int64_t> predicted = classes_of.to_vector<int64_t>();
     for (size_t i = 0; i < actual.size(); ++i) result.confusion.add(actual[i], predicted[i]);
     samples += static_cast<int64_t>(actual.size());
     if (!keep_going(samples)) return result;

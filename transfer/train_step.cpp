@@ -26,8 +26,9 @@ TrainStep::TrainStep(Module& model, Forward forward, Optimizer& optimizer, Train
   unrecordable_ = options_.device.is_cpu() || !options_.graphs;
 }
 
-TrainStep::Outcome TrainStep::operator()(const Batch& batch, uint64_t seed, int64_t step) {
-  if (unrecordable_) return run(batch, seed, step);
+TrainStep::Outcome TrainStep::operator()(const Batch& batch, uint64_t seed, int64_t step,
+                                         const std::function<void()>& meanwhile) {
+  if (unrecordable_) return run(batch, seed, step, meanwhile);
   if (batch.images.shape() == shape_) {
     ++repeats_;
   } else if (graph_ == nullptr) {
@@ -35,17 +36,20 @@ TrainStep::Outcome TrainStep::operator()(const Batch& batch, uint64_t seed, int6
     repeats_ = 1;
   }
   if (batch.images.shape() != shape_ || repeats_ <= kStepsBeforeRecording) {
-    return run(batch, seed, step);
+    return run(batch, seed, step, meanwhile);
   }
   if (graph_ == nullptr || seed != seed_) record(batch, seed);
-  return replay(batch, step);
+  return replay(batch, step, meanwhile);
 }
 
-TrainStep::Outcome TrainStep::run(const Batch& batch, uint64_t seed, int64_t step) {
+TrainStep::Outcome TrainStep::run(const Batch& batch, uint64_t seed, int64_t step,
+                                  const std::function<void()>& meanwhile) {
   begin_rng_step(seed, generator_step(step));
   const Tensor logits = forward_(batch.images.to(options_.device));
   const Tensor loss = cross_entropy(logits, batch.labels, options_.loss);
-  const Outcome result = outcome(loss, argmax(logits.detach()), step);
+  const Tensor predicted = argmax(logits.detach());
+  meanwhile();
+  const Outcome result = outcome(loss, predicted, step);
   backward(loss);
   optimizer_.step();
   optimizer_.zero_grad();
@@ -101,7 +105,8 @@ void TrainStep::record(const Batch& batch, uint64_t seed) {
   graph_ = std::move(graph);
 }
 
-TrainStep::Outcome TrainStep::replay(const Batch& batch, int64_t step) {
+TrainStep::Outcome TrainStep::replay(const Batch& batch, int64_t step,
+                                     const std::function<void()>& meanwhile) {
   numbers_->set(generator_step(step), optimizer_.advance());
   images_.copy_from(batch.images);
   labels_.copy_from(batch.labels);
@@ -110,6 +115,7 @@ TrainStep::Outcome TrainStep::replay(const Batch& batch, int64_t step) {
   // For whoever keeps a form of them. The others stay as they are: what was recorded may read such
   // a form, a filter with its batch norm folded in.
   for (const Tensor& tensor : changed_) tensor.storage()->bump_version();
+  meanwhile();
   return outcome(loss_, predicted_, step);
 }
 

@@ -31,15 +31,18 @@ class TrainStep {
     std::vector<int64_t> predicted;  // a class for each image
   };
   // Throws Error when the loss is not finite; step counts from 0, for the message and the random
-  // numbers. The result does not depend on whether the step was recorded.
-  Outcome operator()(const Batch& batch, uint64_t seed, int64_t step);
+  // numbers. The result does not depend on whether the step was recorded. `meanwhile` is called
+  // when the device has work and before its answer is waited for.
+  Outcome operator()(const Batch& batch, uint64_t seed, int64_t step,
+                     const std::function<void()>& meanwhile);
   // Whether steps are being run as graphs.
   bool recorded() const { return graph_ != nullptr; }
 
  private:
-  Outcome run(const Batch& batch, uint64_t seed, int64_t step);
+  Outcome run(const Batch& batch, uint64_t seed, int64_t step,
+              const std::function<void()>& meanwhile);
   void record(const Batch& batch, uint64_t seed);
-  Outcome replay(const Batch& batch, int64_t step);
+  Outcome replay(const Batch& batch, int64_t step, const std::function<void()>& meanwhile);
   Outcome outcome(const Tensor& loss, const Tensor& predicted, int64_t step) const;
 
   Module& model_;

@@ -82,6 +82,7 @@ bool TrainingLoop::make_batches() {
   judging.workers = options.workers;
   judging.seed = options.seed;
   judging.bad_image = options.bad_image;
+  judging.pinned = !options.device.is_cpu();
   LoaderOptions training = judging;
   training.shuffle = training.train = true;
   // Batch statistics of a single image are hardly statistics.
@@ -121,6 +122,7 @@ bool TrainingLoop::make_batches() {
     if (!split.held_out.empty()) validation_ = open(split.held_out, judging);
     forward_ = [&model](const Tensor& x) { return model.forward(x); };
   }
+  feed_ = std::make_unique<DeviceBatches>(*train_, options.device);
   train_step_ =
       std::make_unique<TrainStep>(model, forward_, *optimizer_,
                                   TrainStepOptions{options.device, loss_options_, options.graphs});
@@ -152,10 +154,10 @@ bool TrainingLoop::train_epoch() {
   if (state.batch == 0) state.sums = {};
   if (state.batch >= train_->count()) return true;  // stopped between training and validation
   set_training_mode(*run_.model, run_.options);
-  train_->start_epoch(state.epoch, state.batch);
+  feed_->start_epoch(state.epoch, state.batch);
   const double seconds_before = state.sums.seconds, here_before = train_seconds_here_;
   const Clock::time_point start = Clock::now();
-  for (Batch batch; state.step < total_steps_ && train_->next(batch);) {
+  for (Batch batch; state.step < total_steps_ && feed_->next(batch);) {
     // A batch without a readable image was passed over; its step counts, so that the schedule ends
     // where it should.
     state.step += batch.number - state.batch;
@@ -189,7 +191,8 @@ void TrainingLoop::train_step(const Batch& batch) {
   for (size_t i = 0; i < base_rates_.size(); ++i) {
     optimizer_->groups()[i].learning_rate = static_cast<float>(base_rates_[i] * factor);
   }
-  const TrainStep::Outcome outcome = (*train_step_)(batch, options.seed, step);
+  const TrainStep::Outcome outcome =
+      (*train_step_)(batch, options.seed, step, [&] { feed_->prefetch(); });
 
   EpochSums& sums = run_.state.sums;
   const std::vector<int64_t>& predicted = outcome.predicted;

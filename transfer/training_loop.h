@@ -50,6 +50,7 @@ class TrainingLoop {
   Observer& observer_;
   RunFolder folder_;
   std::unique_ptr<Batches> train_, validation_;
+  std::unique_ptr<DeviceBatches> feed_;  // train_'s
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<float> base_rates_;  // of the optimizer's groups
   CrossEntropyOptions loss_options_;

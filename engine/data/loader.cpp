@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "engine/data/augment.h"
+#include "engine/upload.h"
 #include "kernels/error.h"
 
 namespace graft {
@@ -103,8 +104,9 @@ struct Loader::State {
     batch->positions.assign(order.begin() + static_cast<int64_t>(begin),
                             order.begin() + static_cast<int64_t>(end));
     batch->faults.resize(end - begin);
-    batch->images = Tensor({static_cast<int64_t>(end - begin), preprocessing.crop,
-                            preprocessing.crop, options.channels});
+    Shape shape{static_cast<int64_t>(end - begin), preprocessing.crop, preprocessing.crop,
+                options.channels};
+    batch->images = options.pinned ? pinned_tensor(std::move(shape)) : Tensor(std::move(shape));
     batch->pixels = batch->images.mutable_data<float>();
     window.push_back(std::move(batch));
     ++opened;

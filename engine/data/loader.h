@@ -35,6 +35,7 @@ struct LoaderOptions {
   int64_t prefetch = 2;  // batches kept ready
   uint64_t seed = 0;
   BadImage bad_image = BadImage::error;
+  bool pinned = false;  // images in pinned_tensor()s, for a GPU
   // Bytes of 8-bit images kept in memory, so that later epochs skip decoding; 0 turns it off. Kept
   // is the crop where no random crop is asked for, else the decoded image; nothing is evicted,
   // because every epoch visits every sample once.

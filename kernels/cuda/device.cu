@@ -108,13 +108,57 @@ void* scratch(const char* op, size_t bytes) {
   return block;
 }
 
+namespace {
+
+cudaStream_t new_stream() {
+  cudaStream_t created = nullptr;
+  check(cudaStreamCreateWithFlags(&created, cudaStreamNonBlocking), "stream");
+  return created;
+}
+cudaStream_t stream_of(Stream which) {
+  if (which == Stream::work) return stream();
+  static const cudaStream_t copies = new_stream();
+  return copies;
+}
+cudaEvent_t own(void* event) { return static_cast<cudaEvent_t>(event); }
+
+}  // namespace
+
 cudaStream_t stream() {
-  static const cudaStream_t own = [] {
-    cudaStream_t created = nullptr;
-    check(cudaStreamCreateWithFlags(&created, cudaStreamNonBlocking), "stream");
-    return created;
-  }();
-  return own;
+  static const cudaStream_t work = new_stream();
+  return work;
+}
+
+void* allocate_pinned(size_t bytes) {
+  void* data = nullptr;
+  if (cudaMallocHost(&data, bytes) == cudaSuccess) return data;
+  cudaGetLastError();
+  return nullptr;
+}
+void release_pinned(void* data) {
+  if (cudaFreeHost(data) != cudaSuccess) cudaGetLastError();
+}
+
+Event::Event() {
+  cudaEvent_t created = nullptr;
+  check(cudaEventCreateWithFlags(&created, cudaEventDisableTiming), "event");
+  event_ = created;
+}
+Event::~Event() {
+  if (cudaEventDestroy(own(event_)) != cudaSuccess) cudaGetLastError();
+}
+void Event::record(Stream stream) {
+  check(cudaEventRecord(own(event_), stream_of(stream)), "event");
+}
+void Event::precede(Stream stream) const {
+  check(cudaStreamWaitEvent(stream_of(stream), own(event_), 0), "event");
+}
+void Event::wait() const { check(cudaEventSynchronize(own(event_)), "event"); }
+
+void copy_beside(void* target, const void* source, size_t bytes) {
+  if (bytes == 0) return;
+  check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, stream_of(Stream::copies)),
+        "copy");
 }
 
 struct Graph {

@@ -122,6 +122,8 @@ struct Outcome;
   X(buffer_reused_on_other_stream, "a buffer is handed on while it is read", orders | reference)   \
   X(result_read_too_early, "an asynchronous copy to the host is not waited for", reference)        \
   X(pinned_overwritten, "a staging buffer is filled again during its copy", reference)             \
+  X(slot_refilled_while_read, "the next batch is copied over one that is worked on", orders | reference) \
+  X(staging_refilled_too_early, "the batch after next is staged before the copy is done", reference) \
   X(used_after_free, "launched after the memory was released", reference | sanitizer | detector)   \
   X(freed_twice, "cudaFree() twice", rules)                                                        \
   X(freed_in_the_middle, "cudaFree() of an address within a block", rules)                         \

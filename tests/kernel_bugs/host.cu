@@ -88,6 +88,49 @@ Outcome prefetched(Wait wait) {
   return {got, plus_one(x)};
 }
 
+// Six batches by way of two slots: each is worked on while the next is copied.
+enum class Pipeline { right, no_wait_for_work, staging_refilled };
+Outcome pipelined(Pipeline order) {
+  constexpr int kBatches = 6, n = 100;
+  const SideStream side;
+  const DeviceArray<float> y(kBatches * n);
+  const DeviceArray<float> first(Floats(n, 0.0f)), second(Floats(n, 0.0f));
+  float* slots[] = {first.data(), second.data()};
+  const Pinned staging[] = {Pinned(Floats(n)), Pinned(Floats(n))};
+  cudaEvent_t copied[2], used[2];
+  for (int i = 0; i < 2; ++i) {
+    check(cudaEventCreateWithFlags(&copied[i], cudaEventDisableTiming), "bug");
+    check(cudaEventCreateWithFlags(&used[i], cudaEventDisableTiming), "bug");
+  }
+  check(cudaDeviceSynchronize(), "bug");
+  Floats wanted;
+  for (int batch = 0; batch < kBatches; ++batch) {
+    const int slot = batch % 2;
+    const Floats x = numbers(n, static_cast<unsigned>(batch));
+    if (order != Pipeline::staging_refilled) check(cudaEventSynchronize(copied[slot]), "bug");
+    std::copy(x.begin(), x.end(), staging[slot].data());
+    if (order != Pipeline::no_wait_for_work) {
+      check(cudaStreamWaitEvent(side.stream, used[slot]), "bug");
+    }
+    check(cudaMemcpyAsync(slots[slot], staging[slot].data(), staging[slot].bytes(),
+                          cudaMemcpyHostToDevice, side.stream),
+          "bug");
+    check(cudaEventRecord(copied[slot], side.stream), "bug");
+    check(cudaStreamWaitEvent(cuda::stream(), copied[slot]), "bug");
+    add_one(y.data() + batch * n, slots[slot], n);
+    check(cudaEventRecord(used[slot], cuda::stream()), "bug");
+    const Floats right = plus_one(x);
+    wanted.insert(wanted.end(), right.begin(), right.end());
+  }
+  Floats got = y.to_host();
+  side.wait();
+  for (int i = 0; i < 2; ++i) {
+    cudaEventDestroy(copied[i]);
+    cudaEventDestroy(used[i]);
+  }
+  return {got, wanted};
+}
+
 // Records copies to the device and back, and replays them.
 Floats replayed(const SideStream& side, float* device, const float* from, float* to, size_t n,
                 bool wait_inside) {
@@ -126,6 +169,13 @@ Outcome device_pointer_on_host(bool broken) {
 Outcome stream_not_waited_for(bool broken) { return prefetched(broken ? Wait::none : Wait::right); }
 Outcome event_on_wrong_stream(bool broken) {
   return prefetched(broken ? Wait::wrong_stream : Wait::right);
+}
+
+Outcome slot_refilled_while_read(bool broken) {
+  return pipelined(broken ? Pipeline::no_wait_for_work : Pipeline::right);
+}
+Outcome staging_refilled_too_early(bool broken) {
+  return pipelined(broken ? Pipeline::staging_refilled : Pipeline::right);
 }
 
 // A released buffer goes to the next user, who works on another stream.
