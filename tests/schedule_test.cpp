@@ -1,5 +1,6 @@
 #include "transfer/schedule.h"
 
+#include <cmath>
 #include <cstddef>
 #include <doctest/doctest.h>
 #include <vector>
@@ -74,9 +75,36 @@ TEST_CASE("constant stays, after its warm-up") {
   check_values({.kind = ScheduleKind::constant, .warmup = 0.5}, {0.5, 1, 1, 1});
 }
 
+TEST_CASE("steps, polynomial, plateau and DANN's annealing") {
+  check_values({.kind = ScheduleKind::step, .gamma = 0.5, .step_part = 0.25},
+               {1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125});
+  // The step after a third of 9 and of 10 steps.
+  check_values({.kind = ScheduleKind::step}, {1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01});
+  check_values({.kind = ScheduleKind::polynomial, .power = 2}, {1, 0.5625, 0.25, 0.0625});
+  check_values({.kind = ScheduleKind::polynomial, .warmup = 0.5}, {0.5, 1, 1, 0.5});
+  check_values({.kind = ScheduleKind::dann},
+               {1, std::pow(3.5, -0.75), std::pow(6.0, -0.75), std::pow(8.5, -0.75)});
+  const Schedule plateau{.kind = ScheduleKind::plateau, .gamma = 0.2};
+  CHECK(schedule_factor(plateau, 50, 100, 0) == 1);
+  CHECK(schedule_factor(plateau, 50, 100, 2) == doctest::Approx(0.04));
+}
+
+// ULMFiT's equation 3: cut = T cut_frac; p rises to 1 at the cut and falls to 0 at T;
+// eta = (1 + p (ratio - 1)) / ratio.
+TEST_CASE("slanted triangular is ULMFiT's") {
+  const Schedule schedule{.kind = ScheduleKind::slanted_triangular, .rise = 0.1};
+  CHECK(schedule_factor(schedule, 0, 100) == doctest::Approx(1.0 / 32));
+  CHECK(schedule_factor(schedule, 5, 100) == doctest::Approx((1 + 0.5 * 31) / 32));
+  CHECK(schedule_factor(schedule, 10, 100) == doctest::Approx(1));
+  CHECK(schedule_factor(schedule, 55, 100) == doctest::Approx((1 + 0.5 * 31) / 32));
+  CHECK(schedule_factor(schedule, 99, 100) == doctest::Approx((1 + 31.0 / 90) / 32));
+}
+
 TEST_CASE("every schedule is finite, in (0, 1] and trains at all for any length") {
   for (const ScheduleKind kind :
-       {ScheduleKind::constant, ScheduleKind::cosine, ScheduleKind::one_cycle}) {
+       {ScheduleKind::constant, ScheduleKind::cosine, ScheduleKind::one_cycle, ScheduleKind::step,
+        ScheduleKind::polynomial, ScheduleKind::slanted_triangular, ScheduleKind::plateau,
+        ScheduleKind::dann}) {
     for (const double part : {0.0, 0.1, 0.3, 1.0}) {
       for (int64_t total = 1; total < 30; ++total) {
         for (int64_t step = 0; step < total + 2; ++step) {

@@ -2,45 +2,15 @@
 #include <algorithm>
 #include <csignal>
 #include <iostream>
-#include <numeric>
 #include <vector>
 
+#include "engine/near_names.h"
 #include "kernels/threads.h"
 #include "tools/command.h"
 #include "transfer/version.h"
 
 namespace graft {
 namespace {
-
-// Levenshtein distance, for "did you mean".
-size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t above = row[j];
-      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])});
-      diagonal = above;
-    }
-  }
-  return row.back();
-}
-
-// The candidate nearest to a mistyped word, or "" when none is near.
-std::string nearest(const std::string& word, const std::vector<std::string>& candidates) {
-  std::string best;
-  size_t least = std::max<size_t>(2, word.size() / 3) + 1;
-  for (const std::string& candidate : candidates) {
-    const size_t distance = edit_distance(word, candidate);
-    if (distance < least) {
-      least = distance;
-      best = candidate;
-    }
-  }
-  return best;
-}
 
 // What the user most likely meant by the first word that nobody understood.
 std::string suggestion(CLI::App& app, int argc, char** argv) {
@@ -53,9 +23,9 @@ std::string suggestion(CLI::App& app, int argc, char** argv) {
   }
   if (!chosen) {
     if (argv[1][0] == '-') return "";
-    const std::string meant = nearest(argv[1], commands);
+    const std::vector<std::string> meant = near_names(argv[1], commands, 1);
     return text("\"", argv[1], "\" is not a command",
-                meant.empty() ? std::string() : "; did you mean \"graft " + meant + "\"?");
+                meant.empty() ? "" : "; did you mean \"graft " + meant.front() + "\"?");
   }
   std::vector<std::string> flags;
   for (const CLI::Option* option : chosen->get_options()) {
@@ -65,8 +35,8 @@ std::string suggestion(CLI::App& app, int argc, char** argv) {
     std::string word = argv[i];
     word = word.substr(0, word.find('='));
     if (word.rfind("--", 0) != 0 || std::count(flags.begin(), flags.end(), word) > 0) continue;
-    const std::string meant = nearest(word, flags);
-    if (!meant.empty()) return text(word, " is not an option; did you mean ", meant, "?");
+    const std::string meant = did_you_mean(word, flags);
+    if (!meant.empty()) return word + " is not an option" + meant;
   }
   return "";
 }

@@ -40,7 +40,12 @@ const std::vector<std::pair<std::string, ScheduleKind>>& names_of() {
   static const std::vector<std::pair<std::string, ScheduleKind>> names{
       {"constant", ScheduleKind::constant},
       {"cosine", ScheduleKind::cosine},
-      {"one-cycle", ScheduleKind::one_cycle}};
+      {"one-cycle", ScheduleKind::one_cycle},
+      {"step", ScheduleKind::step},
+      {"polynomial", ScheduleKind::polynomial},
+      {"slanted-triangular", ScheduleKind::slanted_triangular},
+      {"plateau", ScheduleKind::plateau},
+      {"dann", ScheduleKind::dann}};
   return names;
 }
 template <>
