@@ -13,7 +13,7 @@
 #include "tests/support/test_device.h"
 #include "transfer/evaluation.h"
 #include "transfer/finetune.h"
-#include "transfer/freeze.h"
+#include "transfer/plan.h"
 #include "transfer/task_data.h"
 
 namespace graft {
@@ -284,9 +284,10 @@ TEST_CASE("a frozen prefix records nothing") {
   FinetuneOptions options = FinetuneOptions::fine_tuning();
   options.freeze_features = true;
   const auto model = make_model("small_cnn", {2, 3, -1}, {1, 0, 0});
-  const TrainableCount count = apply_freeze(*model, options);
+  const Plan plan = plan_of(options, "small_cnn", *model);
+  const TrainableCount count = apply_freeze(*model, plan.phases.front());
   CHECK(count.trainable_tensors == 2);
-  set_training_mode(*model, options);
+  set_training_mode(*model, plan.phases.front());
   const int64_t before = recorded_nodes();
   const Tensor features = model->features(Tensor::full({2, 16, 16, 3}, 0.5f));
   CHECK(recorded_nodes() == before);
@@ -406,7 +407,7 @@ TEST_CASE("refusals name the remedy and leave nothing behind") {
   }
   SUBCASE("no such weights") {
     options.architecture.clear();
-    options.batch_norm = BatchNormPolicy::frozen;
+    options.batch_norm = BatchNormPolicy::frozen_stats;
     options.weights = folder / "nothing.safetensors";
     refused("nothing.safetensors");
   }
@@ -447,23 +448,6 @@ TEST_CASE("a diverging run stops with advice and keeps its last state") {
     if (entry.tensor.dtype() != Dtype::f32) continue;
     for (const float value : entry.tensor.to_vector<float>()) REQUIRE(std::isfinite(value));
   }
-}
-
-TEST_CASE("freeze patterns") {
-  CHECK(matches("layer1", "layer1.0.conv1.weight"));
-  CHECK_FALSE(matches("layer1", "layer10.0.conv1.weight"));
-  CHECK(matches("layer1.0", "layer1.0.conv1.weight"));
-  CHECK(matches("layer1.0.conv1.weight", "layer1.0.conv1.weight"));
-  CHECK(matches("*.bias", "layer1.0.conv1.bias"));
-  CHECK(matches("layer?", "layer3.1.bn2.weight"));
-  CHECK_FALSE(matches("", "fc.weight"));
-  CHECK_FALSE(matches("conv", "conv1.weight"));
-  const auto model = make_model("small_cnn", {2, 3, -1}, {1, 0, 0});
-  FinetuneOptions options;
-  options.freeze = {"layer9"};
-  CHECK_THROWS_WITH_AS(apply_freeze(*model, options), doctest::Contains("conv1"), Error);
-  options.freeze = {"*"};
-  CHECK_THROWS_WITH_AS(apply_freeze(*model, options), "freeze: nothing is left to train", Error);
 }
 
 TEST_CASE("options survive their file") {

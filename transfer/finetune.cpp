@@ -82,15 +82,18 @@ FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
   positive_class(run.data.all.class_names, options.positive_class);  // throws before anything else
   describe(run.data, observer);
   make_model_for(run, observer);
+  run.plan = plan_of(options, run.card.architecture, *run.model);
   RunConfig config{options, run.data.sha256, "", omp_get_max_threads()};
   if (keeps && !options.weights.empty()) config.weights_sha256 = sha256_hex(options.weights);
   const ModelCard card = run.card;
+  const Plan plan = run.plan;
   const auto images = static_cast<int64_t>(run.data.split.train.size());
   const auto held_out = static_cast<int64_t>(run.data.split.held_out.size());
   TrainingLoop loop(std::move(run), observer);  // throws on what cannot be trained
   if (keeps) {
     folder.start_afresh();
     write_config(folder, config, card, images, held_out);
+    write_plan(folder, plan);
   }
   try {
     return loop.run();
@@ -104,6 +107,24 @@ FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
 FinetuneResult finetune(const FinetuneOptions& options) {
   Observer quiet;
   return finetune(options, quiet);
+}
+
+PlannedRun plan_finetune(const FinetuneOptions& options, Observer& observer) {
+  check_options(options);
+  PreparedRun run;
+  run.options = options;
+  run.data = read_task_data(options.data, options.validation, options.split_seed);
+  describe(run.data, observer);
+  make_model_for(run, observer);
+  PlannedRun planned;
+  planned.plan = plan_of(options, run.card.architecture, *run.model);
+  for (const Phase& phase : planned.plan.phases) {
+    planned.layers.push_back(layer_rows(*run.model, phase, options.optimizer));
+  }
+  planned.train_images = static_cast<int64_t>(run.data.split.train.size());
+  planned.validation_images = static_cast<int64_t>(run.data.split.held_out.size());
+  planned.steps_per_epoch = (planned.train_images + options.batch - 1) / options.batch;
+  return planned;
 }
 
 FinetuneResult resume(const std::filesystem::path& path, const ResumeOptions& changes,
@@ -134,6 +155,9 @@ FinetuneResult resume(const std::filesystem::path& path, const ResumeOptions& ch
                          {run.card.classes, run.card.in_channels, run.options.dropout},
                          {run.options.seed, 0, 0});
   run.model->load_strict(run.state.model, folder.state().string());
+  run.plan = read_plan(folder, run.options);
+  check_plan(run.plan, run.card.architecture, *run.model);
+  run.proofs = read_freeze_proofs(folder);
   run.reports = read_metrics(folder, run.state.epoch);
   observer.message(
       run.state.finished

@@ -16,6 +16,7 @@
 
 #include "layers/models/zoo.h"
 #include "transfer/options.h"
+#include "transfer/plan.h"
 #include "transfer/run_folder.h"
 
 namespace graft {
@@ -49,6 +50,7 @@ struct FinetuneResult {
   bool interrupted = false;             // a stop was requested; resume() continues
   bool stopped_early = false;           // `patience` ran out
   std::vector<std::string> bad_images;  // left out, with reasons
+  std::vector<FreezeProof> proofs;      // a phase each; empty where nothing is frozen
   const EpochReport* best() const {
     return best_epoch > 0 ? &epochs[static_cast<size_t>(best_epoch - 1)] : nullptr;
   }
@@ -61,6 +63,16 @@ struct FinetuneResult {
 // full disk.
 FinetuneResult finetune(const FinetuneOptions& options, Observer& observer);
 FinetuneResult finetune(const FinetuneOptions& options);
+
+// What finetune() would train, without training: reads data and weights and writes nothing. Throws
+// as finetune() does.
+struct PlannedRun {
+  Plan plan;
+  std::vector<std::vector<LayerRow>> layers;  // of each phase
+  int64_t train_images = 0, validation_images = 0;
+  int64_t steps_per_epoch = 0;
+};
+PlannedRun plan_finetune(const FinetuneOptions& options, Observer& observer);
 
 // What may differ from the run that is continued: none of these changes the result.
 struct ResumeOptions {

@@ -17,7 +17,11 @@ const std::vector<std::pair<std::string, OptimizerKind>>& names_of() {
 template <>
 const std::vector<std::pair<std::string, BatchNormPolicy>>& names_of() {
   static const std::vector<std::pair<std::string, BatchNormPolicy>> names{
-      {"train", BatchNormPolicy::train}, {"frozen", BatchNormPolicy::frozen}};
+      {"train", BatchNormPolicy::train},
+      {"frozen-stats", BatchNormPolicy::frozen_stats},
+      {"frozen-all", BatchNormPolicy::frozen_all},
+      {"adapt-stats", BatchNormPolicy::adapt_stats},
+      {"explicit", BatchNormPolicy::explicit_rules}};
   return names;
 }
 template <>
@@ -91,8 +95,19 @@ void check_options(const FinetuneOptions& o) {
               "finetune: an architecture is for training from scratch; the weights name their own");
   GRAFT_CHECK(!(o.weights.empty() && o.freeze_features),
               "finetune: frozen random features learn nothing; give weights or do not freeze");
-  GRAFT_CHECK(!(o.weights.empty() && o.batch_norm == BatchNormPolicy::frozen),
+  const bool moves = o.batch_norm == BatchNormPolicy::train ||
+                     o.batch_norm == BatchNormPolicy::adapt_stats ||
+                     o.batch_norm == BatchNormPolicy::explicit_rules;
+  GRAFT_CHECK(!o.weights.empty() || moves,
               "finetune: from scratch the batch-norm statistics must be trained, not frozen");
+  GRAFT_CHECK(o.preset.empty() || o.plan.empty(),
+              "finetune: a preset is a plan; give one of the two");
+  const bool rules = !o.preset.empty() || !o.plan.empty();
+  GRAFT_CHECK(!rules || (o.freeze.empty() && !o.freeze_features && o.head_multiplier == 1),
+              "finetune: a plan says what is frozen and how fast the head learns; put freeze and "
+              "learning_rate rules into it instead of giving both");
+  GRAFT_CHECK(o.plan.empty() || o.steps == 0,
+              "finetune: the phases of a plan are counted in epochs; do not give steps");
   GRAFT_CHECK(o.channels == 1 || o.channels == 3, "finetune: channels must be 1 or 3, got ",
               o.channels);
   within("validation", o.validation, 0, 0.9);
@@ -118,6 +133,13 @@ void check_options(const FinetuneOptions& o) {
   within("rise", o.schedule.rise, 0, 1);
   at_least("div factor", o.schedule.div_factor, 1);
   at_least("final div factor", o.schedule.final_div_factor, 1);
+  within("gamma", o.schedule.gamma, 0, 1);
+  within("step part", o.schedule.step_part, 1e-6, 1);
+  at_least("power", o.schedule.power, 0);
+  at_least("ratio", o.schedule.ratio, 1);
+  at_least("plateau epochs", static_cast<double>(o.schedule.plateau_epochs), 1);
+  at_least("alpha", o.schedule.alpha, 0);
+  at_least("beta", o.schedule.beta, 0);
 }
 
 namespace {
@@ -149,6 +171,8 @@ void each_member(Options& o, const Visit& visit) {
   visit("weights", o.weights);
   visit("architecture", o.architecture);
   visit("dropout", o.dropout);
+  visit("preset", o.preset);
+  visit("plan", o.plan);
   visit("freeze", o.freeze);
   visit("freeze_features", o.freeze_features);
   visit("batch_norm", o.batch_norm);
@@ -167,6 +191,13 @@ void each_member(Options& o, const Visit& visit) {
   visit("rise", o.schedule.rise);
   visit("div_factor", o.schedule.div_factor);
   visit("final_div_factor", o.schedule.final_div_factor);
+  visit("gamma", o.schedule.gamma);
+  visit("step_part", o.schedule.step_part);
+  visit("power", o.schedule.power);
+  visit("ratio", o.schedule.ratio);
+  visit("plateau_epochs", o.schedule.plateau_epochs);
+  visit("alpha", o.schedule.alpha);
+  visit("beta", o.schedule.beta);
   visit("label_smoothing", o.label_smoothing);
   visit("class_weights", o.class_weights);
   visit("criterion", o.criterion);
@@ -186,14 +217,7 @@ Json as_json(const std::filesystem::path& path) {
 }
 Json as_json(Device device) { return text(device); }
 Json as_json(Dtype dtype) { return text(dtype); }
-// The shortest decimal that reads back as the same float: 0.0005, not 0.0005000000237487257.
-Json as_json(float value) {
-  char digits[32];
-  const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
-  double shortest = 0;
-  std::from_chars(digits, end, shortest);
-  return shortest;
-}
+Json as_json(float value) { return decimal(value); }
 template <class T>
 Json as_json(const T& value) {
   if constexpr (std::is_enum_v<T>) {
@@ -234,6 +258,14 @@ void read(const Json& json, T& value) {
 }
 
 }  // namespace
+
+double decimal(float value) {
+  char digits[32];
+  const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
+  double shortest = 0;
+  std::from_chars(digits, end, shortest);
+  return shortest;
+}
 
 std::string options_to_json(const FinetuneOptions& options) {
   Json result;

@@ -16,10 +16,21 @@
 namespace graft {
 
 enum class OptimizerKind : uint8_t { sgd, adamw };
-// train: batch statistics, and the running ones move. frozen: the running statistics of the
-// pre-trained weights are used and kept; weight and bias still train. Frozen is right for
-// fine-tuning in few steps, because running statistics lag behind the weights.
-enum class BatchNormPolicy : uint8_t { train, frozen };
+// What batch norms do while the model trains.
+//   train         where the layer trains: batch statistics, and the running ones move
+//   frozen_stats  the running statistics of the pre-trained weights are used and kept; weight and
+//                 bias train where the layer does. Right for fine-tuning in few steps, because
+//                 running statistics lag behind the weights.
+//   frozen_all    the same, and weight and bias are kept, too
+//   adapt_stats   batch statistics everywhere, in frozen layers, too: they adapt to the new images
+//   explicit_rules  a plan's rules say it for each; one that no rule names is an error
+enum class BatchNormPolicy : uint8_t {
+  train,
+  frozen_stats,
+  frozen_all,
+  adapt_stats,
+  explicit_rules
+};
 enum class ClassWeighting : uint8_t { none, balanced };
 // What picks the best epoch; between equals the lower validation loss. f1: of the positive class
 // when there are two, else the macro mean.
@@ -42,9 +53,13 @@ struct FinetuneOptions {
   float dropout = -1;  // before the head; negative: the architecture's own
 
   // --- what trains
-  std::vector<std::string> freeze;  // name patterns, see freeze.h
+  // A plan in phases (plan.h): a preset's name, or a file. Else one phase made of the next three
+  // and head_multiplier.
+  std::string preset;
+  std::filesystem::path plan;
+  std::vector<std::string> freeze;  // name patterns, see plan.h
   bool freeze_features = false;     // everything but the head
-  BatchNormPolicy batch_norm = BatchNormPolicy::frozen;
+  BatchNormPolicy batch_norm = BatchNormPolicy::frozen_stats;
   // Share of a batch in the running statistics; negative: the architecture's own.
   // EfficientNet-Lite's 0.01 takes thousands of steps to forget its start: from scratch in fewer,
   // 0.1 is needed.
@@ -110,6 +125,10 @@ template <>
 const std::vector<std::pair<std::string, ScheduleKind>>& names_of();
 template <>
 const std::vector<std::pair<std::string, BadImage>>& names_of();
+
+// The shortest decimal that reads back as the same float, as a double: 0.0005, not
+// 0.0005000000237487257.
+double decimal(float value);
 
 template <class E>
 std::string to_name(E value) {

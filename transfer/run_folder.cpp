@@ -1,5 +1,6 @@
 #include "transfer/run_folder.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -54,9 +55,13 @@ class Values {
 
 }  // namespace
 
+std::vector<fs::path> RunFolder::files() const {
+  return {config(), state(), metrics(), best(), last(), plan(), freeze_proof()};
+}
+
 bool RunFolder::holds_run() const {
-  return fs::exists(config()) || fs::exists(state()) || fs::exists(best()) || fs::exists(last()) ||
-         fs::exists(metrics());
+  const std::vector<fs::path> all = files();
+  return std::any_of(all.begin(), all.end(), [](const fs::path& file) { return fs::exists(file); });
 }
 
 void RunFolder::start_afresh() const {
@@ -64,7 +69,7 @@ void RunFolder::start_afresh() const {
   fs::create_directories(path, failed);
   GRAFT_CHECK(!failed, path.string(), ": the folder cannot be made: ", failed.message(),
               "; choose another --out");
-  for (const fs::path& file : {config(), state(), metrics(), best(), last()}) {
+  for (const fs::path& file : files()) {
     fs::remove(file, failed);
     GRAFT_CHECK(!failed, file.string(), ": cannot be removed: ", failed.message());
   }
@@ -72,14 +77,14 @@ void RunFolder::start_afresh() const {
 
 void RunFolder::remove_run() const {
   std::error_code harmless;
-  for (const fs::path& file : {config(), state(), metrics(), best(), last()}) {
+  for (const fs::path& file : files()) {
     fs::remove(file, harmless);
   }
   fs::remove(path, harmless);  // fails on a folder that is not empty
 }
 
 void RunFolder::remove_leftovers() const {
-  for (const fs::path& file : {config(), state(), metrics(), best(), last()}) {
+  for (const fs::path& file : files()) {
     const std::string start =
         "." + file.filename().string() + ".";  // as write_safetensors names it
     for (const fs::directory_entry& entry : fs::directory_iterator(path)) {
@@ -95,6 +100,7 @@ void RunFolder::remove_leftovers() const {
 std::string to_json(const EpochReport& report) {
   Json line;
   line["epoch"] = report.epoch;
+  line["phase"] = report.phase;
   line["step"] = report.step;
   line["learning_rate"] = report.learning_rate;
   line["train_loss"] = report.train_loss;
@@ -116,6 +122,7 @@ EpochReport report_from_json(const std::string& line) {
     const Json json = Json::parse(line);
     EpochReport report;
     report.epoch = json.at("epoch");
+    report.phase = json.at("phase");
     report.step = json.at("step");
     report.learning_rate = json.at("learning_rate");
     report.train_loss = json.at("train_loss");
@@ -155,6 +162,8 @@ void write_state(const RunFolder& folder, const RunState& state, const ModelCard
   metadata["state.best_value"] = exact(state.best_value);
   metadata["state.best_loss"] = exact(state.best_loss);
   metadata["state.since_best"] = text(state.since_best);
+  metadata["state.since_reduced"] = text(state.since_reduced);
+  metadata["state.reductions"] = text(state.reductions);
   metadata["state.finished"] = text(state.finished);
   write_safetensors(folder.state(), tensors, metadata);
 }
@@ -176,6 +185,8 @@ StoredState read_state(const RunFolder& folder) {
   state.best_value = values.real("best_value");
   state.best_loss = values.real("best_loss");
   state.since_best = values.integer("since_best");
+  state.since_reduced = values.integer("since_reduced");
+  state.reductions = values.integer("reductions");
   state.finished = values.integer("finished") != 0;
   for (const FileTensor& entry : file.tensors) {
     const size_t slash = entry.name.find('/');
@@ -215,6 +226,20 @@ RunConfig read_config(const RunFolder& folder) {
   config.weights_sha256 = json.value("weights_sha256", "");
   config.threads = json.value("threads", 0);
   return config;
+}
+
+void write_plan(const RunFolder& folder, const Plan& plan) {
+  write_file_atomically(folder.plan(), to_json(plan));
+}
+Plan read_plan(const RunFolder& folder, const FinetuneOptions& options) {
+  return plan_from_json(read_text(folder.plan()), folder.plan().string(), options);
+}
+
+void write_freeze_proofs(const RunFolder& folder, const std::vector<FreezeProof>& proofs) {
+  write_file_atomically(folder.freeze_proof(), to_json(proofs));
+}
+std::vector<FreezeProof> read_freeze_proofs(const RunFolder& folder) {
+  return proofs_from_json(read_text(folder.freeze_proof()), folder.freeze_proof().string());
 }
 
 void write_metrics(const RunFolder& folder, const std::vector<EpochReport>& reports) {

@@ -1,8 +1,11 @@
 // The files of a run and how they stay consistent.
 //
 //   config.json        every option as resolved, hashes of data and weights, code version
+//   plan.json          what trains in which phase, every default filled in
+//   freeze_proof.json  hashes of what was declared frozen, and that it did not move
 //   metrics.jsonl      one JSON object an epoch; timings are under "timing", all else is
-//   reproducible best.safetensors   the weights of the best epoch, with their model card
+//                      reproducible
+//   best.safetensors   the weights of the best epoch, with their model card
 //   last.safetensors   the weights where training stands
 //   state.safetensors  all that --resume needs: weights, optimizer, position, best value
 //
@@ -18,7 +21,9 @@
 #include <vector>
 
 #include "layers/models/zoo.h"
+#include "transfer/freeze_proof.h"
 #include "transfer/options.h"
+#include "transfer/plan.h"
 
 namespace graft {
 
@@ -29,6 +34,10 @@ struct RunFolder {
   std::filesystem::path best() const { return path / "best.safetensors"; }
   std::filesystem::path last() const { return path / "last.safetensors"; }
   std::filesystem::path state() const { return path / "state.safetensors"; }
+  std::filesystem::path plan() const { return path / "plan.json"; }
+  std::filesystem::path freeze_proof() const { return path / "freeze_proof.json"; }
+  // Every file that a run can have.
+  std::vector<std::filesystem::path> files() const;
   bool holds_run() const;
   // Makes the folder, and removes the files of the run it held.
   void start_afresh() const;
@@ -41,6 +50,7 @@ struct RunFolder {
 // One line of metrics.jsonl.
 struct EpochReport {
   int64_t epoch = 0;         // from 1
+  std::string phase;         // of the plan
   int64_t step = 0;          // steps done so far
   double learning_rate = 0;  // of the epoch's last step
   double train_loss = 0, train_accuracy = 0;
@@ -71,7 +81,10 @@ struct RunState {
   EpochSums sums;
   int64_t best_epoch = 0;  // from 1; 0: none yet
   double best_value = 0, best_loss = 0;
-  int64_t since_best = 0;  // epochs
+  // Of the phase under way, in epochs without a better value: for early stopping, and for the
+  // plateau schedule since its last reduction.
+  int64_t since_best = 0, since_reduced = 0;
+  int64_t reductions = 0;  // of the plateau schedule, in this phase
   bool finished = false;
   StateDict model;
   std::map<std::string, Tensor> optimizer;
@@ -93,6 +106,10 @@ struct RunConfig {
 void write_config(const RunFolder& folder, const RunConfig& config, const ModelCard& card,
                   int64_t train_images, int64_t validation_images);
 RunConfig read_config(const RunFolder& folder);
+void write_plan(const RunFolder& folder, const Plan& plan);
+Plan read_plan(const RunFolder& folder, const FinetuneOptions& options);
+void write_freeze_proofs(const RunFolder& folder, const std::vector<FreezeProof>& proofs);
+std::vector<FreezeProof> read_freeze_proofs(const RunFolder& folder);
 
 void write_metrics(const RunFolder& folder, const std::vector<EpochReport>& reports);
 // The first `count` lines. Throws when the file has fewer.

@@ -4,7 +4,8 @@
 
 #include "engine/io/weights.h"
 #include "kernels/error.h"
-#include "transfer/freeze.h"
+#include "layers/norm.h"
+#include "transfer/freeze_proof.h"
 
 namespace graft {
 namespace {
@@ -44,20 +45,10 @@ TrainingLoop::TrainingLoop(PreparedRun run, Observer& observer)
   positive_ = positive_class(run_.data.all.class_names, options.positive_class);
   run_.model->to(options.device);
   run_.model->set_precision(options.precision);
-  const TrainableCount count = apply_freeze(*run_.model, options);
-  observer_.message(text(run_.card.architecture, ": ", count.trainable_values, " of ", count.values,
-                         " weights train (", count.trainable_tensors, " of ", count.tensors,
-                         " tensors), batch-norm statistics ", to_name(options.batch_norm)));
-  std::vector<ParameterGroup> groups = parameter_groups(*run_.model, options);
-  for (const ParameterGroup& group : groups) base_rates_.push_back(group.learning_rate);
-  if (options.optimizer == OptimizerKind::sgd) {
-    optimizer_ = make_sgd(std::move(groups), {.momentum = options.momentum});
-  } else {
-    optimizer_ = make_adamw(std::move(groups), {});
+  if (options.batch_norm_momentum >= 0) {
+    set_batch_norm_momentum(*run_.model, options.batch_norm_momentum);
   }
-  optimizer_->set_clip_norm(options.clip_norm);
-  if (!run_.state.optimizer.empty()) optimizer_->load_state(run_.state.optimizer);
-  run_.state.optimizer.clear();
+  enter_phase();
   run_.state.model.clear();
   loss_options_.label_smoothing = options.label_smoothing;
   if (options.class_weights == ClassWeighting::balanced) {
@@ -67,14 +58,69 @@ TrainingLoop::TrainingLoop(PreparedRun run, Observer& observer)
   }
 }
 
+void TrainingLoop::enter_phase() {
+  const FinetuneOptions& options = run_.options;
+  RunState& state = run_.state;
+  const std::vector<Phase>& phases = run_.plan.phases;
+  phase_begin_ = 0;
+  for (phase_ = 0; phase_ + 1 < phases.size(); ++phase_) {
+    if (state.epoch < phase_begin_ + phase().epochs) break;
+    phase_begin_ += phase().epochs;
+  }
+  phase_end_ = phase_begin_ + phase().epochs;
+  ImageModel& model = *run_.model;
+  const TrainableCount count = apply_freeze(model, phase());
+  observer_.message(text(
+      phases.size() == 1 ? run_.card.architecture
+                         : text("phase ", phase_ + 1, " of ", phases.size(), ", ", phase().name),
+      ": ", count.trainable_values, " of ", count.values, " weights train (",
+      count.trainable_tensors, " of ", count.tensors, " tensors), batch-norm statistics ",
+      to_name(phase().batch_norm)));
+  std::vector<ParameterGroup> groups = parameter_groups(model, phase());
+  base_rates_.clear();
+  for (const ParameterGroup& group : groups) base_rates_.push_back(group.learning_rate);
+  if (options.optimizer == OptimizerKind::sgd) {
+    optimizer_ = make_sgd(std::move(groups), {.momentum = options.momentum});
+  } else {
+    optimizer_ = make_adamw(std::move(groups), {});
+  }
+  optimizer_->set_clip_norm(options.clip_norm);
+  const std::vector<NamedTensor> frozen = frozen_tensors(model, phase());
+  if (state.epoch > phase_begin_ || state.batch > 0) {  // resumed within the phase
+    if (!state.optimizer.empty()) optimizer_->load_state(state.optimizer);
+  } else {
+    // A phase is a fresh start: moments and patience of the one before say nothing about it.
+    state.since_best = state.since_reduced = state.reductions = 0;
+    run_.proofs.resize(phase_);
+    run_.proofs.push_back(hash_frozen(phase().name, frozen));
+  }
+  state.optimizer.clear();
+}
+
+void TrainingLoop::leave_phase() {
+  verify_frozen(run_.proofs.at(phase_), frozen_tensors(*run_.model, phase()));
+}
+
+int64_t TrainingLoop::step_of_phase() const {
+  return (run_.state.epoch - phase_begin_) * train_->count() + run_.state.batch;
+}
+
 // The features of a frozen network are the same in every epoch unless the images change.
 bool TrainingLoop::stores_features() const {
-  return run_.options.freeze_features && !augments(run_.options.augmentation);
+  if (augments(run_.options.augmentation)) return false;
+  const std::string head = run_.model->head_name() + ".";
+  const std::vector<NamedTensor> frozen = frozen_tensors(*run_.model, phase());
+  size_t features = 0, frozen_features = 0;
+  for (const NamedTensor& entry : run_.model->named_tensors())
+    features += !entry.name.starts_with(head);
+  for (const NamedTensor& entry : frozen) frozen_features += !entry.name.starts_with(head);
+  return features == frozen_features;
 }
 
 bool TrainingLoop::make_batches() {
   const FinetuneOptions& options = run_.options;
   const Split& split = run_.data.split;
+  ImageModel& model = *run_.model;
   const int64_t images = static_cast<int64_t>(split.train.size());
   LoaderOptions judging;
   judging.batch_size = options.batch;
@@ -86,14 +132,14 @@ bool TrainingLoop::make_batches() {
   LoaderOptions training = judging;
   training.shuffle = training.train = true;
   // Batch statistics of a single image are hardly statistics.
-  training.drop_last = options.batch_norm == BatchNormPolicy::train && images > options.batch &&
+  training.drop_last = uses_batch_statistics(run_.plan, model) && images > options.batch &&
                        images % options.batch == 1;
   const auto open = [&](const std::vector<int64_t>& indices, const LoaderOptions& loader) {
     return image_batches(run_.data.all, indices, run_.card.preprocessing, options.augmentation,
                          loader);
   };
-  ImageModel& model = *run_.model;
   if (stores_features()) {
+    batches_of_images_ = false;
     observer_.message(
         "the features are frozen and the images not augmented: every image goes "
         "through the network once, then the head trains from memory");
@@ -118,8 +164,11 @@ bool TrainingLoop::make_batches() {
     if (!validation_ && !split.held_out.empty()) return false;
     forward_ = [&model](const Tensor& x) { return model.head(x); };
   } else {
-    train_ = open(split.train, training);
-    if (!split.held_out.empty()) validation_ = open(split.held_out, judging);
+    if (!batches_of_images_) {
+      train_ = open(split.train, training);
+      if (!split.held_out.empty()) validation_ = open(split.held_out, judging);
+    }
+    batches_of_images_ = true;
     forward_ = [&model](const Tensor& x) { return model.forward(x); };
   }
   feed_ = std::make_unique<DeviceBatches>(*train_, options.device);
@@ -127,8 +176,15 @@ bool TrainingLoop::make_batches() {
       std::make_unique<TrainStep>(model, forward_, *optimizer_,
                                   TrainStepOptions{options.device, loss_options_, options.graphs});
   const int64_t batches = train_->count();
-  total_steps_ = options.steps > 0 ? options.steps : options.epochs * batches;
-  epochs_ = (total_steps_ + batches - 1) / batches;
+  if (options.steps > 0) {
+    total_steps_ = phase_steps_ = options.steps;
+    epochs_ = (total_steps_ + batches - 1) / batches;
+  } else {
+    epochs_ = 0;
+    for (const Phase& phase : run_.plan.phases) epochs_ += phase.epochs;
+    phase_steps_ = phase().epochs * batches;
+    total_steps_ = run_.state.step - step_of_phase() + (epochs_ - phase_begin_) * batches;
+  }
   return true;
 }
 
@@ -139,6 +195,10 @@ FinetuneResult TrainingLoop::run() {
     if (!make_batches()) return result(true);
   }
   while (!state.finished) {
+    if (run_.options.steps <= 0 && state.epoch >= phase_end_) {
+      enter_phase();
+      if (!make_batches()) return result(true);
+    }
     if (!train_epoch() || !judge_epoch()) {
       save();
       return result(true);
@@ -153,7 +213,7 @@ bool TrainingLoop::train_epoch() {
   RunState& state = run_.state;
   if (state.batch == 0) state.sums = {};
   if (state.batch >= train_->count()) return true;  // stopped between training and validation
-  set_training_mode(*run_.model, run_.options);
+  set_training_mode(*run_.model, phase());
   feed_->start_epoch(state.epoch, state.batch);
   const double seconds_before = state.sums.seconds, here_before = train_seconds_here_;
   const Clock::time_point start = Clock::now();
@@ -187,7 +247,8 @@ bool TrainingLoop::train_epoch() {
 void TrainingLoop::train_step(const Batch& batch) {
   const FinetuneOptions& options = run_.options;
   const int64_t step = run_.state.step;
-  const double factor = schedule_factor(options.schedule, step, total_steps_);
+  const double factor =
+      schedule_factor(phase().schedule, step_of_phase(), phase_steps_, run_.state.reductions);
   for (size_t i = 0; i < base_rates_.size(); ++i) {
     optimizer_->groups()[i].learning_rate = static_cast<float>(base_rates_[i] * factor);
   }
@@ -207,8 +268,10 @@ bool TrainingLoop::judge_epoch() {
   EpochReport report;
   report.epoch = state.epoch + 1;
   report.step = state.step;
-  report.learning_rate = static_cast<double>(run_.options.learning_rate) *
-                         schedule_factor(run_.options.schedule, state.step - 1, total_steps_);
+  report.phase = phase().name;
+  report.learning_rate =
+      phase().learning_rate *
+      schedule_factor(phase().schedule, step_of_phase() - 1, phase_steps_, state.reductions);
   const double samples = static_cast<double>(state.sums.samples);
   report.train_loss = state.sums.loss / samples;
   report.train_accuracy = static_cast<double>(state.sums.correct) / samples;
@@ -232,7 +295,10 @@ bool TrainingLoop::judge_epoch() {
   state.epoch += 1;
   state.batch = 0;
   select(report);
-  state.finished = state.step >= total_steps_ || out_of_patience();
+  const bool last_step =
+      run_.options.steps > 0 ? state.step >= total_steps_ : state.epoch >= epochs_;
+  state.finished = last_step || out_of_patience();
+  if (state.finished || (run_.options.steps <= 0 && state.epoch >= phase_end_)) leave_phase();
   run_.reports.push_back(report);
   observer_.epoch_done(report);
   return true;
@@ -247,8 +313,13 @@ void TrainingLoop::select(EpochReport& report) {
                 (value == state.best_value && loss < state.best_loss);
   if (!report.best) {
     ++state.since_best;
+    if (++state.since_reduced >= phase().schedule.plateau_epochs) {
+      ++state.reductions;
+      state.since_reduced = 0;
+    }
     return;
   }
+  state.since_reduced = 0;
   state.best_epoch = report.epoch;
   state.best_value = value;
   state.best_loss = loss;
@@ -273,7 +344,9 @@ double TrainingLoop::value_of(const EpochReport& report) const {
 }
 
 bool TrainingLoop::out_of_patience() const {
-  return run_.options.patience > 0 && run_.state.since_best >= run_.options.patience;
+  // The phases of a plan belong together: only the last one ends early.
+  return run_.options.patience > 0 && run_.state.since_best >= run_.options.patience &&
+         phase_ + 1 == run_.plan.phases.size();
 }
 
 bool TrainingLoop::keep_going(Progress progress) {
@@ -298,6 +371,7 @@ void TrainingLoop::save() {
   state.optimizer = optimizer_->state();
   if (state.step > 0) write_safetensors(folder_.last(), state.model, to_metadata(run_.card));
   if (!run_.reports.empty()) write_metrics(folder_, run_.reports);
+  write_freeze_proofs(folder_, run_.proofs);
   write_state(folder_, state, run_.card);
   state.model.clear();
   state.optimizer.clear();
@@ -325,6 +399,7 @@ FinetuneResult TrainingLoop::result(bool interrupted) {
   result.interrupted = interrupted;
   result.stopped_early = !interrupted && out_of_patience();
   result.bad_images = std::move(bad_images_);
+  result.proofs = run_.proofs;
   return result;
 }
 

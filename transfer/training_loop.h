@@ -16,11 +16,13 @@ namespace graft {
 // A run made ready: from options, or from its folder.
 struct PreparedRun {
   FinetuneOptions options;
+  Plan plan;
   TaskData data;
   std::unique_ptr<ImageModel> model;
   ModelCard card;
   RunState state;  // of a new run: all zero
   std::vector<EpochReport> reports;
+  std::vector<FreezeProof> proofs;
 };
 
 class TrainingLoop {
@@ -33,6 +35,10 @@ class TrainingLoop {
  private:
   using Clock = std::chrono::steady_clock;
 
+  const Phase& phase() const { return run_.plan.phases[phase_]; }
+  int64_t step_of_phase() const;
+  void enter_phase();  // the one that the next epoch belongs to
+  void leave_phase();  // with the proof that nothing frozen has moved
   bool stores_features() const;
   bool make_batches();  // false: a stop was requested
   bool train_epoch();   // false: a stop was requested
@@ -54,9 +60,12 @@ class TrainingLoop {
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<float> base_rates_;  // of the optimizer's groups
   CrossEntropyOptions loss_options_;
+  size_t phase_ = 0;
+  int64_t phase_begin_ = 0, phase_end_ = 0;  // its epochs
+  bool batches_of_images_ = false;           // train_ and validation_ hold for any phase
   Forward forward_;
   std::unique_ptr<TrainStep> train_step_;
-  int64_t total_steps_ = 0, epochs_ = 0, positive_ = 1;
+  int64_t total_steps_ = 0, phase_steps_ = 0, epochs_ = 0, positive_ = 1;
   StateDict best_;  // of this process; empty: best.safetensors has it
   bool best_unsaved_ = false;
   Clock::time_point last_save_;

@@ -47,7 +47,7 @@ struct BlockShape {
 };
 
 // Expand 1x1, depthwise, project 1x1 (linear), plus the input where shapes agree.
-class Block : public Module {
+class Block : public Module, public DropsOut {
  public:
   Block(const BlockShape& shape, float drop_path_rate)
       : shortcut_(shape.stride == 1 && shape.in == shape.out),
@@ -81,6 +81,13 @@ class Block : public Module {
     }
     y = conv_bn_act(project_, bn2_, y, Activation::none);
     return add(drop_path(y, drop_path_, true, next_key()), x);
+  }
+
+  float dropout_probability() const override { return drop_path_; }
+  void set_dropout(float probability) override {
+    GRAFT_CHECK(probability >= 0 && probability < 1, "model: expected a drop path in [0, 1), got ",
+                probability);
+    drop_path_ = probability;
   }
 
  private:

@@ -5,15 +5,21 @@ namespace graft {
 HeadedModel::HeadedModel(const ModelOptions& options, int64_t feature_width, float own_dropout,
                          std::string head_name, std::string stem_name)
     : head_(feature_width, options.classes),
-      dropout_(options.dropout < 0 ? own_dropout : options.dropout),
       head_name_(std::move(head_name)),
       stem_name_(std::move(stem_name)) {
-  GRAFT_CHECK(dropout_ < 1, "model: expected a dropout in [0, 1), got ", dropout_);
+  HeadedModel::set_dropout(options.dropout < 0 ? own_dropout : options.dropout);
+}
+
+void HeadedModel::set_dropout(float probability) {
+  GRAFT_CHECK(probability >= 0 && probability < 1, "model: expected a dropout in [0, 1), got ",
+              probability);
+  dropout_ = probability;
 }
 
 Tensor HeadedModel::features(const Tensor& x) {
   const Tensor pooled_features = pooled(cast(x, precision()));
-  if (!training() || dropout_ == 0) return pooled_features;
+  // Of a frozen head it is off.
+  if (!head_.training() || dropout_ == 0) return pooled_features;
   return dropout(pooled_features, dropout_, true, next_key());
 }
 

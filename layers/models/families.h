@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "layers/dropout.h"
 #include "layers/linear.h"
 #include "layers/models/zoo.h"
 
@@ -23,7 +24,7 @@ std::unique_ptr<ImageModel> build_mlp(const ModelOptions& options);
 
 // What the families share: pooled features, dropout, and a linear head under the name the family
 // gives it.
-class HeadedModel : public ImageModel {
+class HeadedModel : public ImageModel, public DropsOut {
  public:
   Tensor features(const Tensor& x) override;
   Tensor head(const Tensor& features) override;
@@ -32,6 +33,8 @@ class HeadedModel : public ImageModel {
   std::string head_name() const override { return head_name_; }
   std::string stem_name() const override { return stem_name_; }
   void replace_head(int64_t classes, RngKey key) override;
+  float dropout_probability() const override { return dropout_; }
+  void set_dropout(float probability) override;
 
  protected:
   // The derived class registers head_ as its last child (named head_name, or inside a container).
@@ -44,7 +47,7 @@ class HeadedModel : public ImageModel {
   Linear head_;
 
  private:
-  float dropout_;
+  float dropout_ = 0;
   std::string head_name_, stem_name_;
 };
 
