@@ -116,7 +116,8 @@ const fs::path& trained() {
 TEST_CASE("help with examples for the program and every command") {
   const Outcome all = graft_program({"--help"});
   CHECK(all.code == 0);
-  for (const char* name : {"finetune", "evaluate", "predict", "convert", "inspect", "info"}) {
+  for (const char* name :
+       {"finetune", "plan", "evaluate", "predict", "convert", "inspect", "info"}) {
     CHECK(contains(all.out, name));
     const Outcome one = graft_program({name, "--help"});
     CHECK(one.code == 0);
@@ -197,7 +198,7 @@ TEST_CASE("work that cannot be done is exit code 1, names the file and leaves no
        "--on-bad-image skip"},
       {{"finetune", "--data", folder / "one", "--weights", trained(), "--out", out}, "class"},
       {{"finetune", "--data", data, "--weights", trained(), "--freeze", "layer9", "--out", out},
-       "no parameter matches \"layer9\""},
+       "no layer matches \"layer9\""},
       {{"finetune", "--resume", out}, "no run to resume"},
       {{"evaluate", "--weights", trained(), "--data", "/nowhere"}, "/nowhere"},
       {{"predict", "--weights", "/none.safetensors", text}, "/none.safetensors"},
@@ -371,7 +372,7 @@ TEST_CASE("a run stopped by a signal continues to the same bytes") {
     CHECK(without_timing(out / "metrics.jsonl") ==
           without_timing(folder / "whole" / "metrics.jsonl"));
     // No temporary file is left.
-    CHECK(std::distance(fs::directory_iterator(out), fs::directory_iterator()) == 5);
+    CHECK(std::distance(fs::directory_iterator(out), fs::directory_iterator()) == 7);
   }
 }
 

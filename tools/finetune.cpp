@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "tools/command.h"
+#include "tools/plan_view.h"
 #include "tools/progress.h"
 
 namespace graft {
@@ -113,7 +114,7 @@ class FinetuneCommand {
   CLI::App* command_;
   std::vector<std::function<void(FinetuneOptions&)>> assignments_;
   std::string out_, resume_;
-  bool from_scratch_ = false, json_ = false;
+  bool from_scratch_ = false, dry_run_ = false, json_ = false;
   ComputeOptions compute_;
 };
 
@@ -186,11 +187,14 @@ void FinetuneCommand::add_model() {
       ->check(known_architecture());
   command_->add_flag("--from-scratch", from_scratch_, "random weights instead of --weights");
   add("--dropout", GRAFT_MEMBER(dropout), "before the head (the architecture's own)");
+  add("--preset", GRAFT_MEMBER(preset), "a plan in phases; graft plan lists them");
+  add("--plan", GRAFT_MEMBER(plan), "file with a plan in phases, such as graft plan writes");
   add("--freeze", GRAFT_MEMBER(freeze),
       "parts that do not train, such as layer1 or features.0; * and ? match; repeatable");
   add("--freeze-features", GRAFT_MEMBER(freeze_features), "train the head only (linear probe)");
   add("--batch-norm", GRAFT_MEMBER(batch_norm),
-      "statistics: frozen, or train (frozen; train from scratch)");
+      "statistics: train, frozen-stats, frozen-all, adapt-stats (frozen-stats; train from "
+      "scratch)");
   add("--batch-norm-momentum", GRAFT_MEMBER(batch_norm_momentum),
       "share of a batch in the statistics (the architecture's own; 0.1 from scratch)");
 }
@@ -206,9 +210,18 @@ void FinetuneCommand::add_training() {
   add("--momentum", GRAFT_MEMBER(momentum), "of sgd (0.9)");
   add("--weight-decay", GRAFT_MEMBER(weight_decay), "not on biases and norms (0.01)");
   add("--clip-norm", GRAFT_MEMBER(clip_norm), "largest joint norm of the gradients (0: any)");
-  add("--schedule", GRAFT_MEMBER(schedule.kind), "constant, cosine or one-cycle (one-cycle)");
-  add("--warmup", GRAFT_MEMBER(schedule.warmup), "rising part of constant and cosine (0)");
-  add("--rise", GRAFT_MEMBER(schedule.rise), "rising part of one-cycle (0.3)");
+  add("--schedule", GRAFT_MEMBER(schedule.kind),
+      "constant, cosine, one-cycle, step, polynomial, slanted-triangular, plateau or dann "
+      "(one-cycle)");
+  add("--warmup", GRAFT_MEMBER(schedule.warmup),
+      "rising part; not of one-cycle, slanted-triangular and dann (0)");
+  add("--rise", GRAFT_MEMBER(schedule.rise),
+      "rising part of one-cycle and slanted-triangular (0.3)");
+  add("--gamma", GRAFT_MEMBER(schedule.gamma), "factor of step and plateau (0.1)");
+  add("--step-part", GRAFT_MEMBER(schedule.step_part), "part of the run between steps (1/3)");
+  add("--power", GRAFT_MEMBER(schedule.power), "of polynomial (1)");
+  add("--plateau-epochs", GRAFT_MEMBER(schedule.plateau_epochs),
+      "epochs without a better value before plateau lowers the rate (2)");
   add("--label-smoothing", GRAFT_MEMBER(label_smoothing), "0 to below 1 (0)");
   add("--class-weights", GRAFT_MEMBER(class_weights), "none or balanced (none)");
   add("--metric", GRAFT_MEMBER(criterion),
@@ -230,6 +243,8 @@ FinetuneCommand::FinetuneCommand(CLI::App& app) {
       app, "finetune", "Train a pre-trained model on your own images",
       "graft finetune --data photos --weights lite0.safetensors --out run\n"
       "graft finetune --data photos --weights lite0.safetensors --out probe --freeze-features\n"
+      "graft finetune --data photos --weights lite0.safetensors --out run --preset lp-ft "
+      "--dry-run\n"
       "graft finetune --data photos --arch small_cnn --from-scratch --epochs 20 --out scratch\n"
       "graft finetune --resume run");
   command_->add_option("--out", out_, "folder of the run, to be made");
@@ -237,6 +252,7 @@ FinetuneCommand::FinetuneCommand(CLI::App& app) {
   add_data();
   add_model();
   add_training();
+  command_->add_flag("--dry-run", dry_run_, "print what would train, layer by layer, and stop");
   compute_.add_to(*command_);
   add_json_option(*command_, json_);
   add(
@@ -246,7 +262,8 @@ FinetuneCommand::FinetuneCommand(CLI::App& app) {
 
 FinetuneOptions FinetuneCommand::resolve() const {
   const auto given = [&](const char* flag) { return command_->count(flag) > 0; };
-  if (out_.empty()) throw UsageError("finetune: --out RUN is missing: the folder for the results");
+  if (out_.empty() && !dry_run_)
+    throw UsageError("finetune: --out RUN is missing: the folder for the results");
   if (!given("--data")) throw UsageError("finetune: --data is missing: the folder of your images");
   if (from_scratch_ && given("--weights")) {
     throw UsageError("finetune: --from-scratch and --weights contradict each other");
@@ -306,7 +323,10 @@ FinetuneResult FinetuneCommand::carry_on(Reporter& reporter) {
 void FinetuneCommand::run() {
   catch_stop_signals();
   Reporter reporter(json_);
-  if (resume_.empty()) {
+  if (dry_run_) {
+    if (!resume_.empty()) throw UsageError("finetune: --dry-run is for a new run, not --resume");
+    print_planned(plan_finetune(resolve(), reporter), json_);
+  } else if (resume_.empty()) {
     print_result(start(reporter));
   } else {
     print_result(carry_on(reporter));
@@ -316,13 +336,20 @@ void FinetuneCommand::run() {
 void FinetuneCommand::print_result(const FinetuneResult& result) const {
   const RunFolder folder{resume_.empty() ? out_ : resume_};
   for (const std::string& bad : result.bad_images) std::cerr << "skipped " << bad << "\n";
+  std::set<std::string> frozen;
+  for (const FreezeProof& proof : result.proofs) {
+    for (const auto& [name, hash] : proof.sha256) {
+      if (proof.verified) frozen.insert(name);
+    }
+  }
   if (json_) {
     nlohmann::ordered_json line{{"event", result.interrupted ? "interrupted" : "done"},
                                 {"run", folder.path.string()},
                                 {"epochs", result.epochs.size()},
                                 {"steps", result.steps},
                                 {"stopped_early", result.stopped_early},
-                                {"bad_images", result.bad_images.size()}};
+                                {"bad_images", result.bad_images.size()},
+                                {"frozen_proven", frozen.size()}};
     if (result.best() != nullptr) {
       line["best"] = nlohmann::ordered_json::parse(to_json(*result.best()));
       line["weights"] = folder.best().string();
@@ -336,6 +363,10 @@ void FinetuneCommand::print_result(const FinetuneResult& result) const {
     throw Exit{128 + (pending_signal != 0 ? static_cast<int>(pending_signal) : SIGINT)};
   }
   if (json_ || result.best() == nullptr) return;
+  if (!frozen.empty()) {
+    std::cout << "frozen:  " << frozen.size() << " tensors, not a byte moved (SHA-256 in "
+              << folder.freeze_proof().string() << ")\n";
+  }
   std::cout << (result.stopped_early ? "stopped early; " : "") << "best "
             << epoch_line(*result.best()) << "\n"
             << "weights: " << folder.best().string() << "\n"

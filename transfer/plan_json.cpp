@@ -243,7 +243,7 @@ Plan plan_from_json(const std::string& json, const std::string& source,
 
 Plan read_plan(const std::filesystem::path& file, const FinetuneOptions& defaults) {
   std::ifstream in(file, std::ios::binary);
-  GRAFT_CHECK(in.good() && std::filesystem::is_regular_file(file), file.string(),
+  GRAFT_CHECK(in.good() && !std::filesystem::is_directory(file), file.string(),
               ": there is no such plan file");
   std::ostringstream all;
   all << in.rdbuf();

@@ -65,10 +65,10 @@ class Maker {
   Plan fine_tune() {
     need(2);
     Phase head = head_phase(1);
-    head.learning_rate = options_.learning_rate;
+    head.learning_rate = decimal(options_.learning_rate);
     head.schedule = {.kind = ScheduleKind::one_cycle, .rise = 0.99};
     Phase all = phase("all", options_.epochs - 1);
-    all.learning_rate = options_.learning_rate / 2;
+    all.learning_rate = decimal(options_.learning_rate) / 2;
     all.schedule = {.kind = ScheduleKind::one_cycle, .rise = 0.3, .div_factor = 5};
     const double last = static_cast<double>(blocks_.size() - 1);
     for (size_t i = 0; i + 1 < blocks_.size(); ++i) {
@@ -85,7 +85,7 @@ class Maker {
     need(2);
     const size_t groups = std::min(bodies, epochs - 1);
     std::vector<Phase> phases{head_phase(1)};
-    phases.front().learning_rate = options_.learning_rate;
+    phases.front().learning_rate = decimal(options_.learning_rate);
     for (size_t i = 1; i <= groups; ++i) {
       const size_t first = bodies - bodies * i / groups;  // thawed from here up
       const auto length = static_cast<int64_t>(i == groups ? epochs - groups : 1);
