@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "tools/command.h"
+#include "tools/find_lr.h"
 #include "tools/plan_view.h"
 #include "tools/progress.h"
 
@@ -106,15 +107,14 @@ class FinetuneCommand {
   void add_data();
   void add_model();
   void add_training();
-  FinetuneOptions resolve() const;
-  FinetuneResult start(Reporter& reporter);
+  FinetuneOptions resolve();
   FinetuneResult carry_on(Reporter& reporter);
   void print_result(const FinetuneResult& result) const;
 
   CLI::App* command_;
   std::vector<std::function<void(FinetuneOptions&)>> assignments_;
   std::string out_, resume_;
-  bool from_scratch_ = false, dry_run_ = false, json_ = false;
+  bool from_scratch_ = false, dry_run_ = false, find_rate_ = false, json_ = false;
   ComputeOptions compute_;
 };
 
@@ -253,6 +253,8 @@ FinetuneCommand::FinetuneCommand(CLI::App& app) {
   add_model();
   add_training();
   command_->add_flag("--dry-run", dry_run_, "print what would train, layer by layer, and stop");
+  command_->add_flag("--find-lr", find_rate_,
+                     "instead of training try learning rates from 1e-7 to 10 and suggest one");
   compute_.add_to(*command_);
   add_json_option(*command_, json_);
   add(
@@ -260,9 +262,9 @@ FinetuneCommand::FinetuneCommand(CLI::App& app) {
       "replace the run that --out holds");
 }
 
-FinetuneOptions FinetuneCommand::resolve() const {
+FinetuneOptions FinetuneCommand::resolve() {
   const auto given = [&](const char* flag) { return command_->count(flag) > 0; };
-  if (out_.empty() && !dry_run_)
+  if (out_.empty() && !dry_run_ && !find_rate_)
     throw UsageError("finetune: --out RUN is missing: the folder for the results");
   if (!given("--data")) throw UsageError("finetune: --data is missing: the folder of your images");
   if (from_scratch_ && given("--weights")) {
@@ -289,14 +291,9 @@ FinetuneOptions FinetuneCommand::resolve() const {
   } catch (const Error& error) {
     throw UsageError(error.what());
   }
-  return options;
-}
-
-FinetuneResult FinetuneCommand::start(Reporter& reporter) {
-  FinetuneOptions options = resolve();
   options.device = compute_.apply();
   options.precision = compute_.precision;
-  return finetune(options, reporter);
+  return options;
 }
 
 FinetuneResult FinetuneCommand::carry_on(Reporter& reporter) {
@@ -323,11 +320,17 @@ FinetuneResult FinetuneCommand::carry_on(Reporter& reporter) {
 void FinetuneCommand::run() {
   catch_stop_signals();
   Reporter reporter(json_);
+  if ((dry_run_ || find_rate_) && !resume_.empty()) {
+    throw UsageError("finetune: --dry-run and --find-lr are for a new run, not for --resume");
+  }
   if (dry_run_) {
-    if (!resume_.empty()) throw UsageError("finetune: --dry-run is for a new run, not --resume");
     print_planned(plan_finetune(resolve(), reporter), json_);
+  } else if (find_rate_) {
+    const LrFinderResult found = find_learning_rate(resolve(), {}, reporter);
+    reporter.bar().clear();
+    print_learning_rates(found, out_, json_);
   } else if (resume_.empty()) {
-    print_result(start(reporter));
+    print_result(finetune(resolve(), reporter));
   } else {
     print_result(carry_on(reporter));
   }

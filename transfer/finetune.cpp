@@ -1,6 +1,5 @@
 #include "transfer/finetune.h"
 
-#include <cmath>
 #include <omp.h>
 
 #include "engine/io/weights.h"
@@ -8,81 +7,13 @@
 #include "transfer/training_loop.h"
 
 namespace graft {
-namespace {
-
-std::string list_of_classes(const ImageDataset& data) {
-  const std::vector<int64_t> counts = data.class_counts();
-  std::string list;
-  for (size_t c = 0; c < counts.size() && c < 10; ++c) {
-    list += text(c ? ", " : "", data.class_names[c], " ", counts[c]);
-  }
-  return counts.size() > 10 ? list + ", ..." : list;
-}
-
-void describe(const TaskData& data, Observer& observer) {
-  observer.message(text(data.all.samples.size(), " images in ", data.all.class_names.size(),
-                        " classes (", list_of_classes(data.all), ")"));
-  observer.message(text(data.split.train.size(), " to train, ", data.split.held_out.size(),
-                        " to validate", data.left_out ? text(", ", data.left_out, " left out") : "",
-                        " (", data.split_source, ")"));
-  if (data.split.held_out.empty()) {
-    observer.message(
-        "nothing is held out: no epoch can be judged, and the last one counts as the "
-        "best");
-  }
-  if (!data.skipped.empty()) {
-    observer.message(text(data.skipped.size(), " files are not images and are skipped, such as ",
-                          data.skipped.front()));
-  }
-}
-
-// The weights' own preprocessing, at another size where one is asked for.
-Preprocessing scaled(Preprocessing preprocessing, int64_t image_size) {
-  if (image_size == 0) return preprocessing;
-  preprocessing.resize = static_cast<int64_t>(
-      std::lround(static_cast<double>(preprocessing.resize) * static_cast<double>(image_size) /
-                  static_cast<double>(preprocessing.crop)));
-  preprocessing.crop = image_size;
-  return preprocessing;
-}
-
-void make_model_for(PreparedRun& run, Observer& observer) {
-  const FinetuneOptions& options = run.options;
-  const int64_t classes = static_cast<int64_t>(run.data.all.class_names.size());
-  const RngKey key{options.seed, 0, 0};
-  if (options.weights.empty()) {
-    run.model = make_model(options.architecture, {classes, options.channels, options.dropout}, key);
-    run.card.architecture = options.architecture;
-    run.card.preprocessing = preprocessing_of(options.architecture);
-  } else {
-    AdaptedModel adapted =
-        load_for_task(options.weights, classes, options.channels, options.dropout, key);
-    for (const std::string& change : adapted.changes) observer.message(change);
-    run.model = std::move(adapted.model);
-    run.card = std::move(adapted.card);
-  }
-  run.card.classes = classes;
-  run.card.in_channels = options.channels;
-  run.card.class_names = run.data.all.class_names;
-  run.card.preprocessing = scaled(run.card.preprocessing, options.image_size);
-}
-
-}  // namespace
-
 FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
-  check_options(options);
   const RunFolder folder{options.out};
   const bool keeps = !options.out.empty();
   GRAFT_CHECK(!keeps || options.overwrite || !folder.holds_run(), options.out.string(),
               ": already holds a run; continue it with --resume ", options.out.string(),
               ", replace it with --force, or choose another --out");
-  PreparedRun run;
-  run.options = options;
-  run.data = read_task_data(options.data, options.validation, options.split_seed);
-  positive_class(run.data.all.class_names, options.positive_class);  // throws before anything else
-  describe(run.data, observer);
-  make_model_for(run, observer);
-  run.plan = plan_of(options, run.card.architecture, *run.model);
+  PreparedRun run = prepare(options, observer);
   RunConfig config{options, run.data.sha256, "", omp_get_max_threads()};
   if (keeps && !options.weights.empty()) config.weights_sha256 = sha256_hex(options.weights);
   const ModelCard card = run.card;
@@ -110,14 +41,9 @@ FinetuneResult finetune(const FinetuneOptions& options) {
 }
 
 PlannedRun plan_finetune(const FinetuneOptions& options, Observer& observer) {
-  check_options(options);
-  PreparedRun run;
-  run.options = options;
-  run.data = read_task_data(options.data, options.validation, options.split_seed);
-  describe(run.data, observer);
-  make_model_for(run, observer);
+  const PreparedRun run = prepare(options, observer);
   PlannedRun planned;
-  planned.plan = plan_of(options, run.card.architecture, *run.model);
+  planned.plan = run.plan;
   for (const Phase& phase : planned.plan.phases) {
     planned.layers.push_back(layer_rows(*run.model, phase, options.optimizer));
   }

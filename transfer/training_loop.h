@@ -7,23 +7,10 @@
 #include "engine/optim.h"
 #include "transfer/batches.h"
 #include "transfer/evaluation.h"
-#include "transfer/finetune.h"
-#include "transfer/task_data.h"
+#include "transfer/prepared_run.h"
 #include "transfer/train_step.h"
 
 namespace graft {
-
-// A run made ready: from options, or from its folder.
-struct PreparedRun {
-  FinetuneOptions options;
-  Plan plan;
-  TaskData data;
-  std::unique_ptr<ImageModel> model;
-  ModelCard card;
-  RunState state;  // of a new run: all zero
-  std::vector<EpochReport> reports;
-  std::vector<FreezeProof> proofs;
-};
 
 class TrainingLoop {
  public:

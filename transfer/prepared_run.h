@@ -1,0 +1,29 @@
+// A run made ready: data, model and plan, checked, before anything is written or trained.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "transfer/finetune.h"
+#include "transfer/task_data.h"
+
+namespace graft {
+
+struct PreparedRun {
+  FinetuneOptions options;
+  TaskData data;
+  std::unique_ptr<ImageModel> model;
+  ModelCard card;
+  Plan plan;
+  RunState state;  // of a new run: all zero
+  std::vector<EpochReport> reports;
+  std::vector<FreezeProof> proofs;
+};
+
+// A new run. Tells the observer what it found; throws on what finetune() refuses.
+PreparedRun prepare(const FinetuneOptions& options, Observer& observer);
+
+// Who trains and who judges, in lines for people.
+void describe(const TaskData& data, Observer& observer);
+
+}  // namespace graft
