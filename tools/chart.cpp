@@ -19,6 +19,7 @@ struct Frame {
     x_low = std::log10(chart.x.front());
     x_high = std::max(std::log10(chart.x.back()), x_low + 1e-6);
     y_low = *std::min_element(chart.y.begin(), chart.y.end());
+    for (const double dot : chart.dots) y_low = std::min(y_low, dot);
     std::vector<double> sorted = chart.y;
     std::sort(sorted.begin(), sorted.end());
     y_high = std::min(sorted.back(), sorted[sorted.size() * 3 / 4] * 2 - y_low);
