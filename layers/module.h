@@ -44,15 +44,37 @@ struct LoadReport {
   std::string message() const;  // for people: a line an entry, the first 20 of a kind
 };
 
-class Module {
+class Tap;  // layers/tap.h
+
+// What shows its output to taps: a module, or a stage of a model.
+class Tappable {
+ public:
+  Tappable() = default;
+  Tappable(const Tappable&) = delete;  // found by address
+  Tappable& operator=(const Tappable&) = delete;
+  bool tapped() const { return !taps_.empty(); }
+
+ protected:
+  ~Tappable() = default;
+  Tensor shown(Tensor output) const {
+    if (tapped()) show(output);
+    return output;
+  }
+
+ private:
+  friend class Tap;
+  void show(const Tensor& output) const;
+  mutable std::vector<Tap*> taps_;  // looking is no change
+};
+
+class Module : public Tappable {
  public:
   Module() = default;
   virtual ~Module() = default;
-  Module(const Module&) = delete;  // children and tensors are found by address
-  Module& operator=(const Module&) = delete;
 
   virtual Tensor forward(const Tensor& x) = 0;
-  Tensor operator()(const Tensor& x) { return forward(x); }
+  // forward(), seen by the taps. Modules call their parts so.
+  Tensor operator()(const Tensor& x) { return shown(forward(x)); }
 
   // Depth first, in registration order. Parameters are trainable tensors; buffers (running
   // statistics) are saved but not trained.

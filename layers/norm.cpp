@@ -72,9 +72,16 @@ void set_batch_norm_momentum(Module& root, float momentum) {
 
 Tensor conv_bn_act(Conv2d& conv, BatchNorm2d& bn, const Tensor& x, Activation activation,
                    const Tensor& residual) {
+  if (bn.tapped()) {
+    // Its own output is wanted: what would be fused into it comes after.
+    Tensor y = bn(conv(x));
+    if (residual.defined()) y = add(y, residual);
+    if (activation == Activation::relu) return relu(y);
+    return activation == Activation::relu6 ? relu6(y) : y;
+  }
   const bool gradient =
       any_requires_grad({&x, &conv.weight, &conv.bias, &bn.weight, &bn.bias, &residual});
-  if (gradient || !bn.uses_running_statistics()) {
+  if (gradient || !bn.uses_running_statistics() || conv.tapped()) {
     return bn.apply(conv(x), activation, residual);
   }
   const BatchNorm2d::Folded& folded = bn.fold_into(conv);

@@ -52,7 +52,8 @@ void set_batch_norm_momentum(Module& root, float momentum);
 // act(bn(conv(x)) + residual): the building stone of every convolutional network here. Where a
 // gradient is wanted or batch statistics are, a convolution and a fused batch norm; otherwise
 // (inference, or a frozen prefix) one convolution with the batch norm folded into its filter. The
-// folded filter is kept, so two threads must not run the same module at once.
+// folded filter is kept, so two threads must not run the same module at once. A tapped layer
+// (tap.h) is not fused with what comes after it, which may move the last bits.
 Tensor conv_bn_act(Conv2d& conv, BatchNorm2d& bn, const Tensor& x, Activation activation,
                    const Tensor& residual = Tensor());
 

@@ -17,9 +17,11 @@ class Sequential : public Module {
     parts_.push_back(module.get());
     return module;
   }
+  // Null when there is none.
+  Module* last() const { return parts_.empty() ? nullptr : parts_.back(); }
   Tensor forward(const Tensor& x) override {
     Tensor y = x;
-    for (Module* part : parts_) y = part->forward(y);
+    for (Module* part : parts_) y = (*part)(y);
     return y;
   }
 

@@ -104,24 +104,24 @@ class Block : public Module, public DropsOut {
 };
 
 std::vector<BlockShape> block_shapes(const Variant& variant) {
-  struct Stage {
+  struct Group {
     int64_t repeats, kernel, stride, expand, in, out;
   };
-  static constexpr Stage kStages[] = {
+  static constexpr Group kGroups[] = {
       {1, 3, 1, 1, 32, 16},  {2, 3, 2, 6, 16, 24},   {2, 5, 2, 6, 24, 40},  {3, 3, 2, 6, 40, 80},
       {3, 5, 1, 6, 80, 112}, {4, 5, 2, 6, 112, 192}, {1, 3, 1, 6, 192, 320}};
   std::vector<BlockShape> shapes;
-  for (const Stage& stage : kStages) {
-    const bool first = &stage == std::begin(kStages), last = &stage + 1 == std::end(kStages);
-    const int64_t in = first ? 32 : round_channels(stage.in, variant.width);
-    const int64_t out = round_channels(stage.out, variant.width);
+  for (const Group& group : kGroups) {
+    const bool first = &group == std::begin(kGroups), last = &group + 1 == std::end(kGroups);
+    const int64_t in = first ? 32 : round_channels(group.in, variant.width);
+    const int64_t out = round_channels(group.out, variant.width);
     const int64_t repeats =
         first || last
-            ? stage.repeats
-            : static_cast<int64_t>(std::ceil(variant.depth * static_cast<double>(stage.repeats)));
+            ? group.repeats
+            : static_cast<int64_t>(std::ceil(variant.depth * static_cast<double>(group.repeats)));
     for (int64_t i = 0; i < repeats; ++i) {
       shapes.push_back(
-          {i == 0 ? in : out, out, stage.kernel, i == 0 ? stage.stride : 1, stage.expand});
+          {i == 0 ? in : out, out, group.kernel, i == 0 ? group.stride : 1, group.expand});
     }
   }
   return shapes;
@@ -137,15 +137,21 @@ class EfficientNetLite : public HeadedModel {
         bn1_(1280, kEpsilon, kMomentum) {
     child("_conv_stem", stem_);
     child("_bn0", bn0_);
+    add_stage("stem", {&stem_, &bn0_},
+              [this](const Tensor& x) { return conv_bn_act(stem_, bn0_, x, Activation::relu6); });
     const std::vector<BlockShape> shapes = block_shapes(variant);
     const float rate = options.drop_path < 0 ? kDropPath : options.drop_path;
     for (size_t i = 0; i < shapes.size(); ++i) {
       const float share = static_cast<float>(i) / static_cast<float>(shapes.size());
-      blocks_.add(std::make_shared<Block>(shapes[i], rate * share));
+      add_stage(text("_blocks.", i),
+                *blocks_.add(std::make_shared<Block>(shapes[i], rate * share)));
     }
     child("_blocks", blocks_);
     child("_conv_head", last_);
     child("_bn1", bn1_);
+    add_stage("top", {&last_, &bn1_},
+              [this](const Tensor& x) { return conv_bn_act(last_, bn1_, x, Activation::relu6); });
+    add_stage("avgpool", {}, global_average);
     child("_fc", head_);
   }
 
@@ -157,12 +163,6 @@ class EfficientNetLite : public HeadedModel {
       }
     }
     initialise_head(derive(key, index));
-  }
-
- protected:
-  Tensor pooled(const Tensor& x) override {
-    const Tensor y = blocks_(conv_bn_act(stem_, bn0_, x, Activation::relu6));
-    return global_average(conv_bn_act(last_, bn1_, y, Activation::relu6));
   }
 
  private:

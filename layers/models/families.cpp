@@ -16,11 +16,11 @@ void HeadedModel::set_dropout(float probability) {
   dropout_ = probability;
 }
 
-Tensor HeadedModel::features(const Tensor& x) {
-  const Tensor pooled_features = pooled(cast(x, precision()));
+Tensor HeadedModel::features_after(size_t done, const Tensor& x) {
+  const Tensor pooled = run_stages(x, done, stages().size());
   // Of a frozen head it is off.
-  if (!head_.training() || dropout_ == 0) return pooled_features;
-  return dropout(pooled_features, dropout_, true, next_key());
+  if (!head_.training() || dropout_ == 0) return pooled;
+  return dropout(pooled, dropout_, true, next_key());
 }
 
 Tensor HeadedModel::head(const Tensor& features) {

@@ -22,11 +22,11 @@ std::unique_ptr<ImageModel> build_small_cnn(const ModelOptions& options);
 // Two hidden layers of 256 over 28 x 28 pixels.
 std::unique_ptr<ImageModel> build_mlp(const ModelOptions& options);
 
-// What the families share: pooled features, dropout, and a linear head under the name the family
-// gives it.
+// What the families share: a chain of stages that ends in (n, feature_width), dropout, and a linear
+// head under the name the family gives it.
 class HeadedModel : public ImageModel, public DropsOut {
  public:
-  Tensor features(const Tensor& x) override;
+  Tensor features_after(size_t done, const Tensor& x) override;
   Tensor head(const Tensor& features) override;
   int64_t feature_width() const override { return head_.weight.dim(1); }
   int64_t classes() const override { return head_.weight.dim(0); }
@@ -40,8 +40,6 @@ class HeadedModel : public ImageModel, public DropsOut {
   // The derived class registers head_ as its last child (named head_name, or inside a container).
   HeadedModel(const ModelOptions& options, int64_t feature_width, float own_dropout,
               std::string head_name, std::string stem_name);
-  // x (n, h, w, c) -> (n, feature_width)
-  virtual Tensor pooled(const Tensor& x) = 0;
   virtual void initialise_head(RngKey key) { head_.initialise_as_pytorch(key); }
 
   Linear head_;

@@ -49,7 +49,7 @@ class InvertedResidual : public Module {
   }
   Tensor forward(const Tensor& x) override {
     Tensor y = x;
-    for (const auto& part : wide_) y = part->forward(y);
+    for (const auto& part : wide_) y = (*part)(y);
     return conv_bn_act(*project_, *norm_, y, Activation::none, shortcut_ ? x : Tensor());
   }
 
@@ -71,23 +71,24 @@ class MobileNetV2 : public HeadedModel {
  public:
   MobileNetV2(double width, const ModelOptions& options)
       : HeadedModel(options, last_width(width), 0.2f, "classifier.1", "features.0.0") {
-    struct Stage {
+    struct Group {
       int64_t expand, channels, repeats, stride;
     };
-    static constexpr Stage kStages[] = {{1, 16, 1, 1}, {6, 24, 2, 2},  {6, 32, 3, 2}, {6, 64, 4, 2},
+    static constexpr Group kGroups[] = {{1, 16, 1, 1}, {6, 24, 2, 2},  {6, 32, 3, 2}, {6, 64, 4, 2},
                                         {6, 96, 3, 1}, {6, 160, 3, 2}, {6, 320, 1, 1}};
     int64_t channels = make_divisible(32 * width);
-    features_.add(std::make_shared<ConvBnRelu6>(
-        options.in_channels, channels, ConvOptions{.kernel = 3, .stride = 2, .padding = 1}));
-    for (const Stage& stage : kStages) {
-      const int64_t out = make_divisible(static_cast<double>(stage.channels) * width);
-      for (int64_t i = 0; i < stage.repeats; ++i) {
-        features_.add(std::make_shared<InvertedResidual>(channels, out, i == 0 ? stage.stride : 1,
-                                                         stage.expand));
+    add(std::make_shared<ConvBnRelu6>(options.in_channels, channels,
+                                      ConvOptions{.kernel = 3, .stride = 2, .padding = 1}));
+    for (const Group& group : kGroups) {
+      const int64_t out = make_divisible(static_cast<double>(group.channels) * width);
+      for (int64_t i = 0; i < group.repeats; ++i) {
+        add(std::make_shared<InvertedResidual>(channels, out, i == 0 ? group.stride : 1,
+                                               group.expand));
         channels = out;
       }
     }
-    features_.add(std::make_shared<ConvBnRelu6>(channels, last_width(width), ConvOptions{}));
+    add(std::make_shared<ConvBnRelu6>(channels, last_width(width), ConvOptions{}));
+    add_stage("avgpool", {}, global_average);
     child("features", features_);
     child("classifier.1", head_);  // "0" is the dropout
   }
@@ -103,13 +104,17 @@ class MobileNetV2 : public HeadedModel {
   }
 
  protected:
-  Tensor pooled(const Tensor& x) override { return global_average(features_(x)); }
   void initialise_head(RngKey key) override {
     head_.weight.copy_from(normal(head_.weight.shape(), 0.0f, 0.01f, key));
     head_.bias.fill(0.0f);
   }
 
  private:
+  template <class M>
+  void add(std::shared_ptr<M> part) {
+    add_stage(text("features.", stages().size()), *features_.add(std::move(part)));
+  }
+
   Sequential features_;
 };
 

@@ -66,16 +66,25 @@ class ResNet : public HeadedModel {
         bn1_(64) {
     child("conv1", conv1_);
     child("bn1", bn1_);
+    add_stage("relu", {&conv1_, &bn1_},
+              [this](const Tensor& x) { return conv_bn_act(conv1_, bn1_, x, Activation::relu); });
+    add_stage("maxpool", {}, [](const Tensor& x) {
+      return max_pool2d(
+          x, {.kernel_height = 3, .kernel_width = 3, .padding = Padding::symmetric(1, 1)});
+    });
     int64_t channels = 64;
-    for (int64_t stage = 0; stage < 4; ++stage) {
-      const int64_t width = int64_t{64} << stage;
-      for (int64_t i = 0; i < blocks[static_cast<size_t>(stage)]; ++i) {
-        const int64_t stride = stage > 0 && i == 0 ? 2 : 1;
-        layers_[stage].add(std::make_shared<ResidualBlock>(channels, width, stride, bottleneck));
+    for (int64_t group = 0; group < 4; ++group) {
+      const std::string layer = text("layer", group + 1);
+      const int64_t width = int64_t{64} << group;
+      for (int64_t i = 0; i < blocks[static_cast<size_t>(group)]; ++i) {
+        const int64_t stride = group > 0 && i == 0 ? 2 : 1;
+        add_stage(text(layer, ".", i), *layers_[group].add(std::make_shared<ResidualBlock>(
+                                           channels, width, stride, bottleneck)));
         channels = bottleneck ? 4 * width : width;
       }
-      child("layer" + std::to_string(stage + 1), layers_[stage]);
+      child(layer, layers_[group]);
     }
+    add_stage("avgpool", {}, global_average);
     child("fc", head_);
   }
 
@@ -87,14 +96,6 @@ class ResNet : public HeadedModel {
       }
     }
     initialise_head(derive(key, index));
-  }
-
- protected:
-  Tensor pooled(const Tensor& x) override {
-    Tensor y = conv_bn_act(conv1_, bn1_, x, Activation::relu);
-    y = max_pool2d(y, {.kernel_height = 3, .kernel_width = 3, .padding = Padding::symmetric(1, 1)});
-    for (Sequential& layer : layers_) y = layer(y);
-    return global_average(y);
   }
 
  private:

@@ -7,7 +7,8 @@
 namespace graft {
 namespace {
 
-// conv1, bn1 ... conv3, bn3, each followed by ReLU and 2x2 max pooling; global average; fc.
+// conv1, bn1 ... conv3, bn3, each followed by ReLU and 2x2 max pooling (stages block1 ... block3);
+// global average; fc.
 class SmallCnn : public HeadedModel {
  public:
   explicit SmallCnn(const ModelOptions& options)
@@ -18,12 +19,10 @@ class SmallCnn : public HeadedModel {
         bn2_(64),
         conv3_(64, 128, kFilter),
         bn3_(128) {
-    child("conv1", conv1_);
-    child("bn1", bn1_);
-    child("conv2", conv2_);
-    child("bn2", bn2_);
-    child("conv3", conv3_);
-    child("bn3", bn3_);
+    add_block(1, conv1_, bn1_);
+    add_block(2, conv2_, bn2_);
+    add_block(3, conv3_, bn3_);
+    add_stage("avgpool", {}, global_average);
     child("fc", head_);
   }
 
@@ -34,17 +33,17 @@ class SmallCnn : public HeadedModel {
     initialise_head(derive(key, 3));
   }
 
- protected:
-  Tensor pooled(const Tensor& x) override {
-    GRAFT_CHECK(x.rank() == 4 && x.dim(1) >= 8 && x.dim(2) >= 8,
-                "small_cnn: expected images (n, h, w, c) of at least 8 x 8 pixels, got ", x);
-    Tensor y = max_pool2d(conv_bn_act(conv1_, bn1_, x, Activation::relu), {});
-    y = max_pool2d(conv_bn_act(conv2_, bn2_, y, Activation::relu), {});
-    y = max_pool2d(conv_bn_act(conv3_, bn3_, y, Activation::relu), {});
-    return global_average(y);
+ private:
+  void add_block(int number, Conv2d& conv, BatchNorm2d& bn) {
+    child(text("conv", number), conv);
+    child(text("bn", number), bn);
+    add_stage(text("block", number), {&conv, &bn}, [&conv, &bn, number](const Tensor& x) {
+      GRAFT_CHECK(number > 1 || (x.rank() == 4 && x.dim(1) >= 8 && x.dim(2) >= 8),
+                  "small_cnn: expected images (n, h, w, c) of at least 8 x 8 pixels, got ", x);
+      return max_pool2d(conv_bn_act(conv, bn, x, Activation::relu), {});
+    });
   }
 
- private:
   static constexpr ConvOptions kFilter{.kernel = 3, .padding = 1};
   Conv2d conv1_;
   BatchNorm2d bn1_;
@@ -54,8 +53,8 @@ class SmallCnn : public HeadedModel {
   BatchNorm2d bn3_;
 };
 
-// Pixels pooled to 28 x 28 and flattened channel by channel as nn.Flatten does, fc1, fc2 with ReLU,
-// fc.
+// Pixels pooled to 28 x 28 and flattened channel by channel as nn.Flatten does, fc1, fc2 with ReLU
+// (stages hidden1, hidden2), fc.
 class Mlp : public HeadedModel {
  public:
   explicit Mlp(const ModelOptions& options)
@@ -64,6 +63,8 @@ class Mlp : public HeadedModel {
         fc2_(kHidden, kHidden) {
     child("fc1", fc1_);
     child("fc2", fc2_);
+    add_stage("hidden1", {&fc1_}, [this](const Tensor& x) { return relu(fc1_(flattened(x))); });
+    add_stage("hidden2", {&fc2_}, [this](const Tensor& x) { return relu(fc2_(x)); });
     child("fc", head_);
   }
 
@@ -73,16 +74,14 @@ class Mlp : public HeadedModel {
     initialise_head(derive(key, 2));
   }
 
- protected:
-  Tensor pooled(const Tensor& x) override {
+ private:
+  static Tensor flattened(const Tensor& x) {
     GRAFT_CHECK(x.rank() == 4, "mlp: expected images (n, h, w, c), got ", x);
     const Tensor pixels =
         x.dim(1) == kSide && x.dim(2) == kSide ? x : adaptive_avg_pool2d(x, kSide, kSide);
-    const Tensor flat = reshape(permute(pixels, {0, 3, 1, 2}), {x.dim(0), -1});
-    return relu(fc2_(relu(fc1_(flat))));
+    return reshape(permute(pixels, {0, 3, 1, 2}), {x.dim(0), -1});
   }
 
- private:
   static constexpr int64_t kSide = 28, kHidden = 256;
   Linear fc1_, fc2_;
 };

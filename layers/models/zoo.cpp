@@ -81,6 +81,22 @@ void ImageModel::set_precision(Dtype precision) {
   precision_ = precision;
 }
 
+Tensor ImageModel::run_stages(const Tensor& x, size_t first, size_t last) const {
+  GRAFT_CHECK(first <= last && last <= stages_.size(), "model: expected stages within 0..",
+              stages_.size(), ", got ", first, " to ", last);
+  Tensor y = cast(x, precision_);
+  for (size_t i = first; i < last; ++i) y = stages_[i](y);
+  return y;
+}
+
+void ImageModel::add_stage(std::string name, std::vector<Module*> modules, Stage::Run run) {
+  stages_.emplace_back(std::move(name), std::move(modules), std::move(run));
+}
+
+void ImageModel::add_stage(std::string name, Module& module) {
+  add_stage(std::move(name), {&module}, [&module](const Tensor& x) { return module(x); });
+}
+
 Preprocessing preprocessing_of(const std::string& architecture) {
   Preprocessing result;  // torchvision's ImageNet presets
   if (const int variant = lite_variant(architecture); variant >= 0) {

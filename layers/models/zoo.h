@@ -2,6 +2,7 @@
 // recognition of a checkpoint by its tensors.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "engine/data/transform.h"
 #include "engine/io/weights.h"
 #include "layers/module.h"
+#include "layers/stage.h"
 
 namespace graft {
 
@@ -24,10 +26,19 @@ class ImageModel : public Module {
  public:
   // x (n, h, w, c), f32 or bf16 -> (n, feature_width) in the model's precision, the input of the
   // head (after pooling and dropout)
-  virtual Tensor features(const Tensor& x) = 0;
+  Tensor features(const Tensor& x) { return features_after(0, x); }
   // features, f32 or bf16 -> (n, classes), f32
   virtual Tensor head(const Tensor& features) = 0;
   Tensor forward(const Tensor& x) override { return head(features(x)); }
+  // The features as a chain, in the smallest parts that form one: the first stage takes images,
+  // each other one what the one before it gives; the last gives (n, feature_width), before the
+  // dropout.
+  const std::deque<Stage>& stages() const { return stages_; }
+  // Stages first..last-1, in the model's precision. x: the input of the first, f32 or bf16.
+  Tensor run_stages(const Tensor& x, size_t first, size_t last) const;
+  // features() and forward() from what the first `done` stages give.
+  virtual Tensor features_after(size_t done, const Tensor& x) = 0;
+  Tensor forward_after(size_t done, const Tensor& x) { return head(features_after(done, x)); }
   virtual int64_t feature_width() const = 0;
   virtual int64_t classes() const = 0;
   // The full name of the head's module ("fc", "classifier.1", "_fc") and of the first convolution.
@@ -41,8 +52,16 @@ class ImageModel : public Module {
   // Draws all weights anew, from the distributions of PyTorch's constructor.
   virtual void initialise(RngKey key) = 0;
 
+ protected:
+  // To be called in the order of the chain. `modules`: those that `run` uses; they and `run` live
+  // as long as the model.
+  void add_stage(std::string name, std::vector<Module*> modules, Stage::Run run);
+  // A stage that is one module; `name` is its full name.
+  void add_stage(std::string name, Module& module);
+
  private:
   Dtype precision_ = Dtype::f32;
+  std::deque<Stage> stages_;
 };
 
 // "resnet18" ... "resnet152", "mobilenet_v2" ("mobilenet_v2_x0.5" for a width multiplier),
