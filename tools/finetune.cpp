@@ -2,33 +2,17 @@
 #include "transfer/finetune.h"
 
 #include <algorithm>
-#include <csignal>
 #include <iostream>
 #include <set>
-#include <unistd.h>
 
 #include "tools/command.h"
 #include "tools/find_lr.h"
 #include "tools/plan_view.h"
 #include "tools/progress.h"
+#include "tools/stop_signal.h"
 
 namespace graft {
 namespace {
-
-volatile std::sig_atomic_t pending_signal = 0;
-
-// The first signal asks for a stop after the current batch, the second ends the process at once.
-extern "C" void on_stop_signal(int signal) {
-  if (pending_signal != 0) _exit(128 + signal);
-  pending_signal = signal;
-}
-
-void catch_stop_signals() {
-  struct sigaction action {};
-  action.sa_handler = on_stop_signal;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
-}
 
 std::string percent(double part) { return fixed(part * 100, 1) + " %"; }
 
@@ -79,7 +63,7 @@ class Reporter : public Observer {
   }
 
   bool stop_requested() override {
-    if (pending_signal == 0) return false;
+    if (stop_signal() == 0) return false;
     if (!told_) bar_.line("stopping: saving the run (press Ctrl-C again to end without saving)");
     told_ = true;
     return true;
@@ -363,7 +347,7 @@ void FinetuneCommand::print_result(const FinetuneResult& result) const {
     std::cerr << "stopped after step " << result.steps
               << "; everything is saved. Continue with:\n  graft finetune --resume "
               << folder.path.string() << "\n";
-    throw Exit{128 + (pending_signal != 0 ? static_cast<int>(pending_signal) : SIGINT)};
+    throw Exit{stopped_exit_code()};
   }
   if (json_ || result.best() == nullptr) return;
   if (!frozen.empty()) {

@@ -137,6 +137,12 @@ ModelCard card_of(const WeightFile& file) {
   return card;
 }
 
+ModelCard read_card(const std::filesystem::path& path) {
+  ModelCard card;
+  read_converted(path, card);
+  return card;
+}
+
 LoadedModel load_model(const std::filesystem::path& path) {
   LoadedModel loaded;
   const WeightFile file = read_converted(path, loaded.card);

@@ -94,6 +94,8 @@ struct ModelCard {
 Metadata to_metadata(const ModelCard& card);
 // Throws when a key is there but malformed; missing keys keep their defaults.
 ModelCard card_of(const WeightFile& file);
+// The card of converted weights; throws on what load_model() refuses, a missing head excepted.
+ModelCard read_card(const std::filesystem::path& path);
 
 // Opens converted weights: builds the model that the file's card names and loads it strictly.
 struct LoadedModel {
