@@ -21,8 +21,10 @@ class BatchNorm2d : public Module {
   // Frozen statistics: normalises with the running ones and leaves them alone, in train() too. Says
   // nothing about weight and bias, which keep their own requires_grad.
   void freeze_statistics(bool on) { frozen_ = on; }
+  bool statistics_frozen() const { return frozen_; }
   // running = (1 - momentum) running + momentum batch
   void set_momentum(float momentum) { momentum_ = momentum; }
+  float momentum() const { return momentum_; }
   bool uses_running_statistics() const { return frozen_ || !training(); }
   float epsilon() const { return epsilon_; }
 

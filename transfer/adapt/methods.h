@@ -1,0 +1,16 @@
+// The methods of domain adaptation by name. A new one is a file with a function like these, a line
+// here and a line in the table of methods.cpp.
+#pragma once
+
+#include "transfer/adapt/method.h"
+
+namespace graft {
+
+MethodInfo source_only_method();
+MethodInfo dann_method();
+
+const std::vector<MethodInfo>& adapt_methods();
+// Throws with near names, or all of them, when there is none of this name.
+const MethodInfo& adapt_method(const std::string& name);
+
+}  // namespace graft
