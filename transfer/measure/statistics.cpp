@@ -47,8 +47,10 @@ double incomplete_beta(double a, double b, double x) {
 // The x in [-limit, limit] where a rising function takes the value p.
 template <class F>
 double invert(const F& rising, double p, double limit) {
-  double low = -limit, high = limit;
-  for (int i = 0; i < 200 && low < high; ++i) {
+  double low = -1, high = 1;
+  while (low > -limit && rising(low) >= p) low = std::max(low * 4, -limit);
+  while (high < limit && rising(high) < p) high = std::min(high * 4, limit);
+  for (int i = 0; i < 200 && high - low > 1e-15 * std::fabs(high); ++i) {
     const double middle = low + (high - low) / 2;
     (rising(middle) < p ? low : high) = middle;
   }
