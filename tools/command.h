@@ -41,6 +41,7 @@ struct Exit {
 void add_finetune(CLI::App& app);
 void add_plan(CLI::App& app);
 void add_evaluate(CLI::App& app);
+void add_verdict(CLI::App& app);
 void add_predict(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_inspect(CLI::App& app);

@@ -61,6 +61,7 @@ int run(int argc, char** argv) {
   add_finetune(app);
   add_plan(app);
   add_evaluate(app);
+  add_verdict(app);
   add_predict(app);
   add_convert(app);
   add_inspect(app);

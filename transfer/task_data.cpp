@@ -45,6 +45,7 @@ TaskData read_split_folders(const fs::path& root) {
 void draw_split(TaskData& data, double held_out, uint64_t split_seed) {
   if (held_out > 0) {
     data.split = stratified_split(data.all, held_out, split_seed);
+    data.drawn = true;
     data.split_source =
         text("stratified, ", held_out * 100, " % held out, split seed ", split_seed);
     return;

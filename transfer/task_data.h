@@ -12,6 +12,7 @@ struct TaskData {
   ImageDataset all;
   Split split;               // train and validation
   int64_t left_out = 0;      // in neither: a manifest's "test" rows
+  bool drawn = false;        // the split is one of `split_seed`, not the data's own
   std::string split_source;  // for people: "folders train/ and val/", "stratified, 20 % held out"
   std::vector<std::string> skipped;  // files that are not images
   // SHA-256 over every image's path below the data's root, label, group, split and size in bytes.
