@@ -117,7 +117,7 @@ TEST_CASE("help with examples for the program and every command") {
   const Outcome all = graft_program({"--help"});
   CHECK(all.code == 0);
   for (const char* name :
-       {"finetune", "plan", "evaluate", "predict", "convert", "inspect", "info"}) {
+       {"finetune", "plan", "evaluate", "verdict", "predict", "convert", "inspect", "info"}) {
     CHECK(contains(all.out, name));
     const Outcome one = graft_program({name, "--help"});
     CHECK(one.code == 0);
@@ -158,6 +158,11 @@ TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdou
       {{"predict", "--weights", "w", "--top", "0", "picture.png"}, "--top"},
       {{"predict", "--weights", "w", "--device", "tpu", "picture.png"}, "cpu, cuda or cuda:N"},
       {{"evaluate", "--weights", "w"}, "--data"},
+      {{"verdict", "--data", data, "--weights", "w"}, "--out is missing"},
+      {{"verdict", "--data", data, "--weights", "w", "--out", out, "--seeds", "1"}, "--seeds"},
+      {{"verdict", "--data", data, "--weights", "w", "--out", out, "--steps", "3", "--epochs", "3"},
+       "contradict"},
+      {{"verdict", "--resume", out, "--lr", "0.1"}, "--lr cannot change"},
   };
   for (const Case& one : cases) {
     const Outcome outcome = graft_program(one.arguments);
@@ -201,6 +206,10 @@ TEST_CASE("work that cannot be done is exit code 1, names the file and leaves no
        "no layer matches \"layer9\""},
       {{"finetune", "--resume", out}, "no run to resume"},
       {{"evaluate", "--weights", trained(), "--data", "/nowhere"}, "/nowhere"},
+      {{"verdict", "--data", data, "--weights", "/none.pth", "--out", out}, "/none.pth"},
+      {{"verdict", "--data", data, "--weights", trained(), "--out", out, "--seeds", "17"},
+       "too few for 17 seeds"},
+      {{"verdict", "--resume", out}, "no verdict to resume"},
       {{"predict", "--weights", "/none.safetensors", text}, "/none.safetensors"},
       {{"predict", "--weights", state, text}, "state.safetensors"},
       {{"predict", "--weights", trained(), text}, "text.png"},
@@ -374,6 +383,49 @@ TEST_CASE("a run stopped by a signal continues to the same bytes") {
     // No temporary file is left.
     CHECK(std::distance(fs::directory_iterator(out), fs::directory_iterator()) == 7);
   }
+}
+
+TEST_CASE("verdict: stopped by a signal it continues to the same answer, for people and machines") {
+  const TemporaryFolder folder;
+  const auto arguments = [&](const fs::path& out, const std::string& epochs) {
+    return std::vector<std::string>{
+        "verdict", "--data", pictures().string(), "--weights", trained().string(),
+        "--seeds", "2",      "--epochs",          epochs,      "--batch",
+        "4",       "--out",  out.string(),        "--json"};
+  };
+  const Outcome whole = graft_program(arguments(folder / "whole", "3"));
+  REQUIRE(whole.code == 0);
+  std::vector<json> lines = json_lines(whole.out);
+  REQUIRE(lines.size() == 7);
+  CHECK(lines[0]["event"] == "run");
+  json answer = lines.back();
+  CHECK(answer["event"] == "done");
+  CHECK(answer["runs"].size() == 6);
+  CHECK(answer["gap"]["low"] <= answer["gap"]["high"]);
+  answer.erase("event");
+  answer.erase("run");
+  CHECK(answer == json::parse(file_bytes(folder / "whole" / "verdict.json")));
+
+  Run run(arguments(folder / "stopped", "3"));
+  for (int i = 0; i < 6000 && !contains(run.out_so_far(), "\"run\""); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  run.send(SIGINT);
+  const Outcome stopped = run.wait();
+  CAPTURE(stopped.err);
+  REQUIRE(stopped.code == 128 + SIGINT);
+  CHECK(json_lines(stopped.out).back()["event"] == "interrupted");
+  const std::string resume = "graft verdict --resume " + (folder / "stopped").string();
+  CHECK(contains(stopped.err, resume));
+  const Outcome resumed = graft_program({"verdict", "--resume", folder / "stopped"});
+  CHECK(resumed.code == 0);
+  CHECK(contains(resumed.out, "verdict: "));
+  CHECK(contains(resumed.out, "next: "));
+  CHECK(contains(resumed.out, "transfer - scratch"));
+  CHECK(file_bytes(folder / "stopped" / "transfer-1" / "last.safetensors") ==
+        file_bytes(folder / "whole" / "transfer-1" / "last.safetensors"));
+  const json again = json::parse(file_bytes(folder / "stopped" / "verdict.json"));
+  CHECK(again["gap"] == answer["gap"]);
 }
 
 }  // namespace

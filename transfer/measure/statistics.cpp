@@ -50,8 +50,7 @@ double invert(const F& rising, double p, double limit) {
   double low = -1, high = 1;
   while (low > -limit && rising(low) >= p) low = std::max(low * 4, -limit);
   while (high < limit && rising(high) < p) high = std::min(high * 4, limit);
-  for (int i = 0; i < 200 && high - low > 1e-15 * std::fabs(high); ++i) {
-    const double middle = low + (high - low) / 2;
+  for (double middle = 0; (middle = low + (high - low) / 2) > low && middle < high;) {
     (rising(middle) < p ? low : high) = middle;
   }
   return high;
