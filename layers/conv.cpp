@@ -36,6 +36,15 @@ Conv2dOptions Conv2d::options_for(const Tensor& x) const {
   return result;
 }
 
-Tensor Conv2d::forward(const Tensor& x) { return conv2d(x, weight, bias, options_for(x)); }
+Tensor Conv2d::forward(const Tensor& x) {
+  const Conv2dOptions options = options_for(x);
+  const Tensor y = conv2d(x, weight, bias, options);
+  const Adapter* adapter = active_adapter();
+  if (adapter == nullptr) return y;
+  Conv2dOptions pointwise;
+  pointwise.groups = options.groups;
+  const Tensor low = mul(conv2d(dropped(x), adapter->a, Tensor(), options), adapter->scale);
+  return add(y, conv2d(low, adapter->b, Tensor(), pointwise));
+}
 
 }  // namespace graft

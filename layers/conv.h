@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "layers/module.h"
+#include "layers/adapted.h"
 
 namespace graft {
 
@@ -17,7 +17,7 @@ struct ConvOptions {
 };
 
 // x (n, h, w, in) -> (n, oh, ow, out).
-class Conv2d : public Module {
+class Conv2d : public AdaptedLayer {
  public:
   // Without a key the weights are left unset, for a caller who fills them (from a file, or with
   // another distribution); with one they are drawn as nn.Conv2d draws them.
@@ -28,9 +28,8 @@ class Conv2d : public Module {
   // The options for an input of this size.
   Conv2dOptions options_for(const Tensor& x) const;
   void initialise_as_pytorch(RngKey key);
-
-  Tensor weight;  // (out, kernel, kernel, in / groups)
-  Tensor bias;    // (out), or undefined
+  int64_t groups() const override { return options_.groups; }
+  // weight is (out, kernel, kernel, in / groups), bias (out) or undefined
 
  private:
   ConvOptions options_;

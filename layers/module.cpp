@@ -11,6 +11,10 @@ namespace {
 std::string joined(const std::string& prefix, const std::string& name) {
   return prefix.empty() ? name : (name.empty() ? prefix : prefix + "." + name);
 }
+NamedTensor within(const std::string& prefix, NamedTensor entry) {
+  entry.name = joined(prefix, entry.name);
+  return entry;
+}
 
 }  // namespace
 
@@ -59,9 +63,7 @@ void Module::walk(const std::string& prefix, const Visit& visit) {
 std::vector<NamedTensor> Module::named_parameters() {
   std::vector<NamedTensor> all;
   walk("", [&](const std::string& prefix, Module& module) {
-    for (const NamedTensor& own : module.parameters_) {
-      all.push_back({joined(prefix, own.name), own.tensor, own.layout});
-    }
+    for (const NamedTensor& own : module.parameters_) all.push_back(within(prefix, own));
   });
   return all;
 }
@@ -69,9 +71,7 @@ std::vector<NamedTensor> Module::named_parameters() {
 std::vector<NamedTensor> Module::named_buffers() {
   std::vector<NamedTensor> all;
   walk("", [&](const std::string& prefix, Module& module) {
-    for (const NamedTensor& own : module.buffers_) {
-      all.push_back({joined(prefix, own.name), own.tensor, own.layout});
-    }
+    for (const NamedTensor& own : module.buffers_) all.push_back(within(prefix, own));
   });
   return all;
 }
@@ -80,9 +80,7 @@ std::vector<NamedTensor> Module::named_tensors() {
   std::vector<NamedTensor> all;
   walk("", [&](const std::string& prefix, Module& module) {
     for (const auto* list : {&module.parameters_, &module.buffers_}) {
-      for (const NamedTensor& own : *list) {
-        all.push_back({joined(prefix, own.name), own.tensor, own.layout});
-      }
+      for (const NamedTensor& own : *list) all.push_back(within(prefix, own));
     }
   });
   return all;
@@ -110,6 +108,12 @@ void Module::to(Device device) {
 
 void Module::zero_grad() {
   for (const NamedTensor& entry : named_parameters()) entry.tensor->zero_grad();
+}
+
+void Module::set_role(AdapterRole role) {
+  for (NamedTensor& own : parameters_) {
+    if (own.role != AdapterRole::adapter) own.role = role;
+  }
 }
 
 StateDict Module::state_dict() {
@@ -150,9 +154,13 @@ void Module::load_strict(const StateDict& file, const std::string& source) {
               "graft convert");
 }
 
-void Module::parameter(std::string name, Tensor& tensor, FileLayout layout) {
+void Module::parameter(std::string name, Tensor& tensor, FileLayout layout, AdapterRole role) {
   tensor.set_requires_grad();
-  parameters_.push_back({std::move(name), &tensor, layout});
+  parameters_.push_back({std::move(name), &tensor, layout, role});
+}
+void Module::remove_adapter_parameters() {
+  std::erase_if(parameters_,
+                [](const NamedTensor& own) { return own.role == AdapterRole::adapter; });
 }
 void Module::buffer(std::string name, Tensor& tensor, FileLayout layout) {
   buffers_.push_back({std::move(name), &tensor, layout});

@@ -23,10 +23,18 @@ enum class FileLayout : uint8_t {
   counter,      // rank-0 i64 in the file (num_batches_tracked), kept as it was
 };
 
+// What a parameter is to low-rank adapters (lora.h).
+enum class AdapterRole : uint8_t {
+  none,     // it trains in full
+  adapter,  // it is one
+  base,     // adapters learn in its place
+};
+
 struct NamedTensor {
   std::string name;  // full name: "layer1.0.conv1.weight"
   Tensor* tensor;    // the module's own tensor
   FileLayout layout;
+  AdapterRole role = AdapterRole::none;
 };
 
 // The shape that the tensor has in a file, and the conversions between memory and file. A file may
@@ -90,6 +98,8 @@ class Module : public Tappable {
   bool training() const { return training_; }
   void to(Device device);
   void zero_grad();
+  // Of the parameters of this module itself that are no adapters.
+  void set_role(AdapterRole role);
 
   // Copies, in PyTorch's layout, on the CPU.
   StateDict state_dict();
@@ -102,7 +112,9 @@ class Module : public Tappable {
  protected:
   // The tensors and modules are members of the derived class; registering them gives them names,
   // and makes a parameter want a gradient.
-  void parameter(std::string name, Tensor& tensor, FileLayout layout = FileLayout::same);
+  void parameter(std::string name, Tensor& tensor, FileLayout layout = FileLayout::same,
+                 AdapterRole role = AdapterRole::none);
+  void remove_adapter_parameters();
   void buffer(std::string name, Tensor& tensor, FileLayout layout = FileLayout::same);
   void child(std::string name, Module& module);
   // For containers whose children are made at run time.

@@ -81,7 +81,7 @@ Tensor conv_bn_act(Conv2d& conv, BatchNorm2d& bn, const Tensor& x, Activation ac
   }
   const bool gradient =
       any_requires_grad({&x, &conv.weight, &conv.bias, &bn.weight, &bn.bias, &residual});
-  if (gradient || !bn.uses_running_statistics() || conv.tapped()) {
+  if (gradient || !bn.uses_running_statistics() || conv.tapped() || conv.adapted()) {
     return bn.apply(conv(x), activation, residual);
   }
   const BatchNorm2d::Folded& folded = bn.fold_into(conv);

@@ -181,6 +181,13 @@ void FinetuneCommand::add_model() {
       "scratch)");
   add("--batch-norm-momentum", GRAFT_MEMBER(batch_norm_momentum),
       "share of a batch in the statistics (the architecture's own; 0.1 from scratch)");
+  add("--lora", GRAFT_MEMBER(lora.rank),
+      "train adapters of this rank beside the layers, not their weights; the head in full");
+  add("--lora-alpha", GRAFT_MEMBER(lora.alpha),
+      "adapters count alpha / rank times (as large as the rank)");
+  add("--lora-layers", GRAFT_MEMBER(lora.layers),
+      "layers that get one, such as layer4 or *.conv2; * and ? match; repeatable (all)");
+  add("--lora-dropout", GRAFT_MEMBER(lora.dropout), "of what adapters see in training (0)");
 }
 
 void FinetuneCommand::add_training() {
@@ -229,6 +236,7 @@ FinetuneCommand::FinetuneCommand(CLI::App& app) {
       "graft finetune --data photos --weights lite0.safetensors --out probe --freeze-features\n"
       "graft finetune --data photos --weights lite0.safetensors --out run --preset lp-ft "
       "--dry-run\n"
+      "graft finetune --data photos --weights lite0.safetensors --out run --lora 8 --lr 5e-3\n"
       "graft finetune --data photos --arch small_cnn --from-scratch --epochs 20 --out scratch\n"
       "graft finetune --resume run");
   command_->add_option("--out", out_, "folder of the run, to be made");
@@ -261,6 +269,9 @@ FinetuneOptions FinetuneCommand::resolve() {
     throw UsageError(
         "finetune: --weights is missing; get some with graft convert, or train "
         "with --arch NAME --from-scratch");
+  }
+  if (given("--lora") && command_->get_option("--lora")->as<int64_t>() < 1) {
+    throw UsageError("finetune: --lora: expected a rank from 1, such as 8");
   }
   if (given("--steps") && given("--epochs")) {
     throw UsageError("finetune: --steps and --epochs contradict each other; give one");
@@ -340,6 +351,7 @@ void FinetuneCommand::print_result(const FinetuneResult& result) const {
     if (result.best() != nullptr) {
       line["best"] = nlohmann::ordered_json::parse(to_json(*result.best()));
       line["weights"] = folder.best().string();
+      if (exists(folder.lora())) line["delta"] = folder.lora().string();
     }
     print_json(line);
   }
@@ -356,8 +368,12 @@ void FinetuneCommand::print_result(const FinetuneResult& result) const {
   }
   std::cout << (result.stopped_early ? "stopped early; " : "") << "best "
             << epoch_line(*result.best()) << "\n"
-            << "weights: " << folder.best().string() << "\n"
-            << "try:     graft predict --weights " << folder.best().string() << " IMAGE\n";
+            << "weights: " << folder.best().string() << "\n";
+  if (exists(folder.lora())) {
+    std::cout << "delta:   " << folder.lora().string() << " (" << file_size(folder.lora())
+              << " bytes; graft merge puts it into the weights again)\n";
+  }
+  std::cout << "try:     graft predict --weights " << folder.best().string() << " IMAGE\n";
 }
 
 }  // namespace

@@ -3,8 +3,10 @@
 #include <iostream>
 #include <map>
 #include <memory>
+#include <optional>
 
 #include "engine/io/weights.h"
+#include "layers/models/delta.h"
 #include "tools/command.h"
 
 namespace graft {
@@ -50,6 +52,28 @@ std::map<std::string, std::vector<std::string>> shared_storages(const WeightFile
   return owners;
 }
 
+// What a delta file (layers/models/delta.h) is made of; nothing of other files, or damaged ones.
+struct DeltaParts {
+  DeltaCard card;
+  int64_t adapters = 0, adapter_values = 0, tensors_in_full = 0, values_in_full = 0;
+};
+std::optional<DeltaParts> delta_parts(const WeightFile& file) {
+  if (!is_delta(file)) return std::nullopt;
+  DeltaParts parts;
+  try {
+    parts.card = delta_card_of(file);
+  } catch (const Error&) {
+    return std::nullopt;  // the metadata are shown as they are
+  }
+  for (const FileTensor& entry : file.tensors) {
+    const bool a = entry.name.ends_with(".lora_A"), b = entry.name.ends_with(".lora_B");
+    parts.adapters += a;
+    parts.tensors_in_full += !a && !b;
+    (a || b ? parts.adapter_values : parts.values_in_full) += entry.tensor.numel();
+  }
+  return parts;
+}
+
 void print_as_json(const std::string& path, const WeightFile& file) {
   Json tensors = Json::array();
   for (const FileTensor& entry : file.tensors) {
@@ -62,13 +86,21 @@ void print_as_json(const std::string& path, const WeightFile& file) {
   }
   Json shared = Json::array();
   for (const auto& [storage, names] : shared_storages(file)) shared.push_back(names);
-  print_json({{"file", path},
-              {"format", file.format},
-              {"tensors", tensors},
-              {"metadata", file.metadata},
-              {"shared", shared},
-              {"opaque", file.opaque},
-              {"notes", file.notes}});
+  Json all{{"file", path},       {"format", file.format},
+           {"tensors", tensors}, {"metadata", file.metadata},
+           {"shared", shared},   {"opaque", file.opaque},
+           {"notes", file.notes}};
+  if (const std::optional<DeltaParts> delta = delta_parts(file)) {
+    all["delta"] = {{"rank", delta->card.lora.rank},
+                    {"alpha", delta->card.lora.alpha},
+                    {"base", delta->card.base},
+                    {"base_sha256", delta->card.base_sha256},
+                    {"adapted_layers", delta->adapters},
+                    {"adapter_values", delta->adapter_values},
+                    {"tensors_in_full", delta->tensors_in_full},
+                    {"values_in_full", delta->values_in_full}};
+  }
+  print_json(all);
 }
 
 void print_for_people(const std::string& path, const WeightFile& file) {
@@ -81,6 +113,14 @@ void print_for_people(const std::string& path, const WeightFile& file) {
   }
   std::cout << path << ": " << file.format << ", " << file.tensors.size() << " tensors, " << values
             << " values, " << size_text(bytes) << "\n";
+  if (const std::optional<DeltaParts> delta = delta_parts(file)) {
+    std::cout << "  what LoRA added to " << printable(delta->card.base) << ": adapters of rank "
+              << delta->card.lora.rank << " beside " << delta->adapters << " layers ("
+              << delta->adapter_values << " values), " << delta->tensors_in_full
+              << " tensors in full (" << delta->values_in_full
+              << " values)\n  a model again: graft "
+              << "merge --weights BASE --delta " << printable(path) << " OUT.safetensors\n";
+  }
   for (const auto& [key, value] : file.metadata) {
     std::cout << "  " << printable(key) << " = " << printable(value) << "\n";
   }

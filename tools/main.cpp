@@ -64,6 +64,7 @@ int run(int argc, char** argv) {
   add_verdict(app);
   add_predict(app);
   add_convert(app);
+  add_merge(app);
   add_inspect(app);
   add_info(app);
   try {

@@ -4,6 +4,7 @@
 
 #include "engine/io/weights.h"
 #include "kernels/error.h"
+#include "transfer/adapters.h"
 #include "transfer/training_loop.h"
 
 namespace graft {
@@ -16,6 +17,7 @@ FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
   PreparedRun run = prepare(options, observer);
   RunConfig config{options, run.data.sha256, "", omp_get_max_threads()};
   if (keeps && !options.weights.empty()) config.weights_sha256 = sha256_hex(options.weights);
+  run.weights_sha256 = config.weights_sha256;
   const ModelCard card = run.card;
   const Plan plan = run.plan;
   const auto images = static_cast<int64_t>(run.data.split.train.size());
@@ -80,6 +82,8 @@ FinetuneResult resume(const std::filesystem::path& path, const ResumeOptions& ch
   run.model = make_model(run.card.architecture,
                          {run.card.classes, run.card.in_channels, run.options.dropout},
                          {run.options.seed, 0, 0});
+  run.weights_sha256 = config.weights_sha256;
+  attach_adapters(run.options, *run.model, observer);
   run.model->load_strict(run.state.model, folder.state().string());
   run.plan = read_plan(folder, run.options);
   check_plan(run.plan, run.card.architecture, *run.model);

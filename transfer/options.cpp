@@ -108,6 +108,16 @@ void check_options(const FinetuneOptions& o) {
               "learning_rate rules into it instead of giving both");
   GRAFT_CHECK(o.plan.empty() || o.steps == 0,
               "finetune: the phases of a plan are counted in epochs; do not give steps");
+  at_least("LoRA rank", static_cast<double>(o.lora.rank), 0);
+  at_least("LoRA alpha", o.lora.alpha, 0);
+  within("LoRA dropout", o.lora.dropout, 0, 0.9999);
+  GRAFT_CHECK(
+      o.lora.rank > 0 || (o.lora.alpha == 0 && o.lora.dropout == 0 && o.lora.layers.empty()),
+      "finetune: LoRA's alpha, dropout and layers say nothing without its rank; give a rank");
+  GRAFT_CHECK(o.lora.rank == 0 || !o.weights.empty(),
+              "finetune: LoRA adapts pre-trained weights, and from scratch there are none");
+  GRAFT_CHECK(o.lora.rank == 0 || !o.freeze_features,
+              "finetune: frozen features leave LoRA nothing to adapt; give one of the two");
   GRAFT_CHECK(o.channels == 1 || o.channels == 3, "finetune: channels must be 1 or 3, got ",
               o.channels);
   within("validation", o.validation, 0, 0.9);
@@ -177,6 +187,10 @@ void each_member(Options& o, const Visit& visit) {
   visit("freeze_features", o.freeze_features);
   visit("batch_norm", o.batch_norm);
   visit("batch_norm_momentum", o.batch_norm_momentum);
+  visit("lora_rank", o.lora.rank);
+  visit("lora_alpha", o.lora.alpha);
+  visit("lora_dropout", o.lora.dropout);
+  visit("lora_layers", o.lora.layers);
   visit("epochs", o.epochs);
   visit("steps", o.steps);
   visit("batch", o.batch);

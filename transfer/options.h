@@ -11,6 +11,7 @@
 #include "engine/data/loader.h"
 #include "engine/data/transform.h"
 #include "kernels/types.h"
+#include "layers/lora.h"
 #include "transfer/schedule.h"
 
 namespace graft {
@@ -60,6 +61,9 @@ struct FinetuneOptions {
   std::vector<std::string> freeze;  // name patterns, see plan.h
   bool freeze_features = false;     // everything but the head
   BatchNormPolicy batch_norm = BatchNormPolicy::frozen_stats;
+  // Where the rank is positive, adapters beside these layers learn in the place of everything but
+  // the head, and of batch norms whose policy is `train`. Plans act on what is left to train.
+  LoraOptions lora;
   // Share of a batch in the running statistics; negative: the architecture's own.
   // EfficientNet-Lite's 0.01 takes thousands of steps to forget its start: from scratch in fewer,
   // 0.1 is needed.

@@ -13,19 +13,6 @@
 namespace graft {
 namespace {
 
-bool glob(const char* pattern, const char* text_begin, const char* text_end) {
-  for (; *pattern != '\0'; ++pattern, ++text_begin) {
-    if (*pattern == '*') {
-      for (const char* rest = text_begin; rest <= text_end; ++rest) {
-        if (glob(pattern + 1, rest, text_end)) return true;
-      }
-      return false;
-    }
-    if (text_begin == text_end || (*pattern != '?' && *pattern != *text_begin)) return false;
-  }
-  return text_begin == text_end;
-}
-
 bool names(const LayerRule& rule, const std::string& name) {
   return std::any_of(rule.match.begin(), rule.match.end(),
                      [&](const std::string& pattern) { return matches(pattern, name); });
@@ -137,14 +124,6 @@ Plan plan_of_flags(const FinetuneOptions& options, ImageModel& model) {
 
 }  // namespace
 
-bool matches(const std::string& pattern, const std::string& name) {
-  for (size_t end = name.find('.');; end = name.find('.', end + 1)) {
-    const size_t length = std::min(end, name.size());
-    if (glob(pattern.c_str(), name.data(), name.data() + length)) return true;
-    if (end == std::string::npos) return false;
-  }
-}
-
 BatchNormPolicy batch_norm_policy(const Phase& phase, const std::string& name) {
   BatchNormPolicy policy = phase.batch_norm;
   each_rule(phase, name, [&](const LayerRule& rule) { policy = rule.batch_norm.value_or(policy); });
@@ -163,6 +142,11 @@ ParameterSetting setting_of(const Phase& phase, ImageModel& model, const NamedTe
   const std::string module = module_of(parameter.name);
   if (setting.trains && batch_norm_policy(phase, module) == BatchNormPolicy::frozen_all) {
     setting.trains = batch_norms(model).count(module) == 0;
+  }
+  if (setting.trains && parameter.role == AdapterRole::base) {
+    // Adapters learn in its place, but for batch norms that are to learn as they do without.
+    setting.trains = batch_norm_policy(phase, module) == BatchNormPolicy::train &&
+                     batch_norms(model).count(module) > 0;
   }
   if (!setting.trains) setting.learning_rate = setting.weight_decay = 0;
   return setting;

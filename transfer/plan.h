@@ -17,6 +17,7 @@
 
 #include "engine/optim.h"
 #include "layers/models/zoo.h"
+#include "layers/name_pattern.h"
 #include "transfer/options.h"
 
 namespace graft {
@@ -45,11 +46,6 @@ struct Plan {
   std::string architecture;  // "": any
   std::vector<Phase> phases;
 };
-
-// Whether a pattern names this parameter or module or something above it: "layer1" matches
-// "layer1.0.conv1.weight" but not "layer10.0.conv1.weight". * stands for any characters (dots too),
-// ? for one.
-bool matches(const std::string& pattern, const std::string& name);
 
 // What a phase means for one parameter.
 struct ParameterSetting {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/error.h"
+#include "transfer/adapters.h"
 
 namespace graft {
 namespace {
@@ -74,6 +75,7 @@ PreparedRun prepare(const FinetuneOptions& options, Observer& observer) {
   positive_class(run.data.all.class_names, options.positive_class);  // throws before anything else
   describe(run.data, observer);
   make_model_for(run, observer);
+  attach_adapters(options, *run.model, observer);
   run.plan = plan_of(options, run.card.architecture, *run.model);
   return run;
 }

@@ -14,6 +14,7 @@ struct PreparedRun {
   TaskData data;
   std::unique_ptr<ImageModel> model;
   ModelCard card;
+  std::string weights_sha256;  // of the file it starts from; "" from scratch
   Plan plan;
   RunState state;  // of a new run: all zero
   std::vector<EpochReport> reports;

@@ -56,7 +56,7 @@ class Values {
 }  // namespace
 
 std::vector<fs::path> RunFolder::files() const {
-  return {config(), state(), metrics(), best(), last(), plan(), freeze_proof()};
+  return {config(), state(), metrics(), best(), lora(), last(), plan(), freeze_proof()};
 }
 
 bool RunFolder::holds_run() const {

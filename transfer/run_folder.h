@@ -6,6 +6,7 @@
 //   metrics.jsonl      one JSON object an epoch; timings are under "timing", all else is
 //                      reproducible
 //   best.safetensors   the weights of the best epoch, with their model card
+//   lora.safetensors   with --lora: best.safetensors as its difference from the weights before
 //   last.safetensors   the weights where training stands
 //   state.safetensors  all that --resume needs: weights, optimizer, position, best value
 //
@@ -32,6 +33,7 @@ struct RunFolder {
   std::filesystem::path config() const { return path / "config.json"; }
   std::filesystem::path metrics() const { return path / "metrics.jsonl"; }
   std::filesystem::path best() const { return path / "best.safetensors"; }
+  std::filesystem::path lora() const { return path / "lora.safetensors"; }
   std::filesystem::path last() const { return path / "last.safetensors"; }
   std::filesystem::path state() const { return path / "state.safetensors"; }
   std::filesystem::path plan() const { return path / "plan.json"; }

@@ -5,6 +5,7 @@
 #include "engine/io/weights.h"
 #include "kernels/error.h"
 #include "layers/norm.h"
+#include "transfer/adapters.h"
 #include "transfer/freeze_proof.h"
 
 namespace graft {
@@ -279,6 +280,7 @@ bool TrainingLoop::judge_epoch() {
   const Clock::time_point start = Clock::now();
   if (validation_) {
     run_.model->eval();
+    const LoraMerged merged(*run_.model);
     const Evaluation judged = evaluate(forward_, run_.model->classes(), positive_, *validation_,
                                        run_.options.device, [&](int64_t done) {
                                          Progress progress{Progress::Phase::validation};
@@ -324,7 +326,8 @@ void TrainingLoop::select(EpochReport& report) {
   state.best_value = value;
   state.best_loss = loss;
   state.since_best = 0;
-  best_ = run_.model->state_dict();
+  best_ = merged_state_dict(*run_.model);
+  if (run_.options.lora.rank > 0) best_delta_ = delta_of(run_);
   best_unsaved_ = true;
 }
 
@@ -365,11 +368,18 @@ void TrainingLoop::save() {
   last_save_ = Clock::now();
   if (folder_.path.empty()) return;
   RunState& state = run_.state;
-  if (best_unsaved_) write_safetensors(folder_.best(), best_, to_metadata(run_.card));
+  const bool adapted = run_.options.lora.rank > 0;
+  if (best_unsaved_) {
+    write_safetensors(folder_.best(), best_, to_metadata(run_.card));
+    if (adapted) write_delta(folder_.lora(), best_delta_, delta_card(run_));
+  }
   best_unsaved_ = false;
   state.model = run_.model->state_dict();
   state.optimizer = optimizer_->state();
-  if (state.step > 0) write_safetensors(folder_.last(), state.model, to_metadata(run_.card));
+  if (state.step > 0) {
+    write_safetensors(folder_.last(), adapted ? merged_state_dict(*run_.model) : state.model,
+                      to_metadata(run_.card));
+  }
   if (!run_.reports.empty()) write_metrics(folder_, run_.reports);
   write_freeze_proofs(folder_, run_.proofs);
   write_state(folder_, state, run_.card);
@@ -378,6 +388,7 @@ void TrainingLoop::save() {
 }
 
 void TrainingLoop::restore_best() {
+  merge_adapters(*run_.model);
   if (best_.empty() && run_.state.best_epoch > 0 && !folder_.path.empty()) {
     for (const FileTensor& entry : read_safetensors(folder_.best()).tensors) {
       best_[entry.name] = entry.tensor;
@@ -390,6 +401,7 @@ FinetuneResult TrainingLoop::result(bool interrupted) {
   FinetuneResult result;
   if (train_) append(bad_images_, train_->bad_images());
   if (validation_) append(bad_images_, validation_->bad_images());
+  merge_adapters(*run_.model);
   run_.model->eval();
   result.model = std::move(run_.model);
   result.card = run_.card;

@@ -53,7 +53,8 @@ class TrainingLoop {
   Forward forward_;
   std::unique_ptr<TrainStep> train_step_;
   int64_t total_steps_ = 0, phase_steps_ = 0, epochs_ = 0, positive_ = 1;
-  StateDict best_;  // of this process; empty: best.safetensors has it
+  StateDict best_;        // of this process; empty: best.safetensors has it
+  StateDict best_delta_;  // the same for lora.safetensors
   bool best_unsaved_ = false;
   Clock::time_point last_save_;
   double train_seconds_here_ = 0, judge_seconds_ = 0;  // of this process, not of the whole run

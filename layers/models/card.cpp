@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/autograd.h"
+#include "layers/models/delta.h"
 #include "layers/models/zoo.h"
 
 namespace graft {
@@ -67,6 +68,10 @@ WeightFile read_converted(const std::filesystem::path& path, ModelCard& card) {
                 ": holds the state of a training run, not a model; use best.safetensors or "
                 "last.safetensors beside it");
   }
+  GRAFT_CHECK(!is_delta(file), path.string(),
+              ": holds only what LoRA added to a model; make the model with graft merge --weights "
+              "BASE --delta ",
+              path.filename().string(), " OUT.safetensors");
   try {
     card = card_of(file);
   } catch (const Error& error) {
