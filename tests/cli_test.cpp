@@ -116,8 +116,8 @@ const fs::path& trained() {
 TEST_CASE("help with examples for the program and every command") {
   const Outcome all = graft_program({"--help"});
   CHECK(all.code == 0);
-  for (const char* name :
-       {"finetune", "plan", "evaluate", "verdict", "predict", "convert", "inspect", "info"}) {
+  for (const char* name : {"finetune", "plan", "evaluate", "verdict", "predict", "convert", "merge",
+                           "inspect", "info"}) {
     CHECK(contains(all.out, name));
     const Outcome one = graft_program({name, "--help"});
     CHECK(one.code == 0);
@@ -150,6 +150,10 @@ TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdou
        "learning rate must be at least 0"},
       {{"finetune", "--data", data, "--out", out, "--weights", "w", "--optimizer", "adam"},
        "--optimizer"},
+      {{"finetune", "--data", data, "--out", out, "--weights", "w", "--lora", "0"}, "rank from 1"},
+      {{"finetune", "--data", data, "--out", out, "--weights", "w", "--lora-alpha", "8"},
+       "give a rank"},
+      {{"merge", "--weights", "w", "--delta", "d", "model.pt"}, "must end in .safetensors"},
       {{"finetune", "--resume", out, "--epochs", "9"}, "--epochs cannot change"},
       {{"finetune", "--data", data, "--out", out, "--from-scratch", "--arch", "resnet5"},
        "resnet50"},
@@ -311,6 +315,39 @@ TEST_CASE("evaluate and predict agree with each other and with metrics.jsonl") {
     down += first["index"] == 1;
   }
   CHECK(down == result["confusion"][1][1]);
+}
+
+TEST_CASE(
+    "finetune --lora writes a delta, inspect tells what it is, merge makes the best model of it") {
+  const TemporaryFolder folder;
+  const fs::path run = folder / "run", delta = run / "lora.safetensors",
+                 out = folder / "m.safetensors";
+  const Outcome trained_again = graft_program(
+      {"finetune", "--data", pictures(), "--weights", trained(), "--batch", "8", "--epochs", "1",
+       "--lora", "2", "--lora-layers", "conv2", "--lora-layers", "conv3", "--out", run});
+  CAPTURE(trained_again.err);
+  REQUIRE(trained_again.code == 0);
+  CHECK(contains(trained_again.err, "adapters of 1728 values beside 2 layers"));
+  CHECK(contains(trained_again.out, delta.string()));
+
+  const Outcome shown = graft_program({"inspect", delta});
+  CHECK(contains(shown.out, "adapters of rank 2 beside 2 layers (1728 values)"));
+  CHECK(contains(shown.out, "graft merge --weights BASE --delta " + delta.string()));
+  const json details = json_lines(graft_program({"inspect", delta, "--json"}).out).front();
+  CHECK(details["delta"]["adapted_layers"] == 2);
+  CHECK(details["delta"]["tensors_in_full"] == 2);
+
+  const Outcome other =
+      graft_program({"merge", "--weights", run / "best.safetensors", "--delta", delta, out});
+  CHECK(other.code == 1);
+  CHECK(contains(other.err, details["delta"]["base_sha256"]));
+  CHECK_FALSE(fs::exists(out));
+  const std::vector<std::string> merge{"merge", "--weights", trained(), "--delta", delta, out};
+  REQUIRE(graft_program(merge).code == 0);
+  CHECK(file_bytes(out) == file_bytes(run / "best.safetensors"));
+  CHECK(contains(graft_program(merge).err, "--force"));
+  CHECK(graft_program({"predict", "--weights", out, pictures() / "down" / "picture0.png"}).code ==
+        0);
 }
 
 TEST_CASE("predict answers for every readable picture and fails for the others") {

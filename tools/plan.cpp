@@ -37,6 +37,7 @@ Json row_json(const LayerRow& row) {
             {"weight_decay", row.weight_decay},
             {"bytes", row.bytes}};
   if (!row.batch_norm.empty()) json["batch_norm"] = row.batch_norm;
+  if (row.adapter > 0) json["adapter"] = row.adapter;
   if (row.dropout) json["dropout"] = *row.dropout;
   return json;
 }
@@ -52,7 +53,7 @@ void print_layers(const std::vector<LayerRow>& layers) {
   const auto add = [&](const LayerRow& row) {
     const bool trains = row.trainable > 0, partly = trains && row.trainable < row.parameters;
     std::vector<std::string> cells{row.name,
-                                   partly   ? "partly"
+                                   partly   ? (row.trainable == row.adapter ? "adapter" : "partly")
                                    : trains ? "yes"
                                             : "frozen",
                                    trains ? text(row.learning_rate) : "",

@@ -93,6 +93,7 @@ struct LayerRow {
   std::string name;   // of a module with parameters of its own
   std::string block;  // that it belongs to, see presets.h
   int64_t parameters = 0, trainable = 0;
+  int64_t adapter = 0;  // values of its low-rank adapter, among the parameters
   double learning_rate = 0, weight_decay = 0;  // of what trains; 0 when frozen
   std::string batch_norm;                      // its policy's name; "" when it is no batch norm
   std::optional<double> dropout;               // where the plan sets one

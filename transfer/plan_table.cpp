@@ -72,6 +72,7 @@ std::vector<LayerRow> layer_rows(ImageModel& model, const Phase& phase, Optimize
     const ParameterSetting setting = setting_of(phase, model, parameter);
     const int64_t values = parameter.tensor->numel();
     row.parameters += values;
+    if (parameter.role == AdapterRole::adapter) row.adapter += values;
     row.bytes += 4 * values;
     if (!setting.trains) continue;
     row.trainable += values;
@@ -91,27 +92,33 @@ std::vector<LayerRow> layer_rows(ImageModel& model, const Phase& phase, Optimize
 }
 
 std::vector<LayerRow> block_rows(const std::vector<LayerRow>& layers) {
+  const bool lora = std::any_of(layers.begin(), layers.end(),
+                                [](const LayerRow& row) { return row.adapter > 0; });
   std::vector<LayerRow> rows;
   for (size_t begin = 0, end = 0; begin < layers.size(); begin = end) {
     std::string norm;
     bool agree = true;
     LayerRow sum = layers[begin];
     sum.name = sum.block;
-    sum.parameters = sum.trainable = sum.bytes = 0;
+    sum.parameters = sum.trainable = sum.adapter = sum.bytes = 0;
     for (end = begin; end < layers.size() && layers[end].block == layers[begin].block; ++end) {
       const LayerRow& row = layers[end];
       if (!row.batch_norm.empty()) {
         agree = agree && (norm.empty() || norm == row.batch_norm);
         norm = row.batch_norm;
       }
-      // A frozen batch norm in a block that trains is the policy's, not the layer's, doing.
-      const bool policy = row.batch_norm == to_name(BatchNormPolicy::frozen_all);
+      // A frozen batch norm in a block that trains is the policy's, not the layer's, doing; and
+      // beside adapters their layers are frozen.
+      const bool policy = row.batch_norm == to_name(BatchNormPolicy::frozen_all) ||
+                          (lora && row.trainable == row.adapter);
       agree = agree && row.dropout == sum.dropout &&
               (policy || row.trainable == 0 || row.trainable == row.parameters) &&
               (policy || (row.trainable > 0) == (layers[begin].trainable > 0)) &&
-              (row.trainable == 0 || row.learning_rate == layers[begin].learning_rate);
+              (row.trainable == 0 || sum.trainable == 0 || row.learning_rate == sum.learning_rate);
+      if (row.trainable > 0) sum.learning_rate = row.learning_rate;
       sum.parameters += row.parameters;
       sum.trainable += row.trainable;
+      sum.adapter += row.adapter;
       sum.bytes += row.bytes;
       sum.weight_decay = std::max(sum.weight_decay, row.weight_decay);
     }

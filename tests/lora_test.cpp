@@ -1,0 +1,668 @@
+// Low-rank adapters: what they compute and learn, that they merge, that nothing else moves, and
+// their delta files.
+#include "layers/lora.h"
+
+#include <cmath>
+#include <cstring>
+#include <doctest/doctest.h>
+#include <fstream>
+#include <functional>
+
+#include "engine/autograd.h"
+#include "engine/io/weights.h"
+#include "engine/rng.h"
+#include "kernels/error.h"
+#include "layers/conv.h"
+#include "layers/linear.h"
+#include "layers/models/delta.h"
+#include "layers/norm.h"
+#include "tests/support/hashed_weights.h"
+#include "tests/support/pictures.h"
+#include "tests/support/test_device.h"
+#include "transfer/finetune.h"
+
+namespace graft {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::file_bytes;
+using testing::TemporaryFolder;
+using Doubles = std::vector<double>;
+
+Tensor hashed_tensor(const std::string& name, const Shape& shape) {
+  const Doubles values = test::hashed(name, numel_of(shape));
+  return Tensor::of(std::vector<float>(values.begin(), values.end()), shape);
+}
+Doubles doubles(const Tensor& tensor) {
+  const std::vector<float> values = tensor.to(kCpu).to_vector<float>();
+  return {values.begin(), values.end()};
+}
+void throws_with(const std::string& part, const std::function<void()>& call) {
+  CHECK_THROWS_WITH_AS(call(), doctest::Contains(part.c_str()), Error);
+}
+void check_close(const Doubles& got, const Doubles& expected, double tolerance) {
+  REQUIRE(got.size() == expected.size());
+  double largest = 0, difference = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    largest = std::max(largest, std::abs(expected[i]));
+    difference = std::max(difference, std::abs(got[i] - expected[i]));
+  }
+  CHECK(largest > 0);
+  CHECK(difference <= tolerance * largest);
+}
+
+Tensor& parameter_of(Module& module, const std::string& name) {
+  for (const NamedTensor& entry : module.named_parameters()) {
+    if (entry.name == name) return *entry.tensor;
+  }
+  fail("no parameter ", name);
+}
+// As if something had been learnt.
+void fill_adapters(Module& module) {
+  for (const NamedTensor& entry : module.named_parameters()) {
+    if (entry.role != AdapterRole::adapter) continue;
+    entry.tensor->copy_from(
+        hashed_tensor(entry.name, entry.tensor->shape()).to(entry.tensor->device()));
+  }
+}
+
+// --- one layer, against double precision
+
+struct Layer {
+  const char* name;
+  int64_t in, out, kernel, stride, groups, rank;
+  int64_t before, after;  // padding
+  ConvOptions options;
+};
+constexpr int64_t kImages = 2, kSide = 5;
+constexpr double kScale = 0.75;
+
+// A convolution with the filter w + scale b a, every filter element summed up on its own; a linear
+// layer is one of images of a single pixel.
+Doubles reference(const Layer& l, int64_t side, const Doubles& x, const Doubles& w,
+                  const Doubles& bias, const Doubles& a, const Doubles& b) {
+  const int64_t k = l.kernel, in = l.in / l.groups, out = l.out / l.groups;
+  const int64_t result = (side + l.before + l.after - k) / l.stride + 1;
+  Doubles y;
+  for (int64_t n = 0; n < kImages; ++n) {
+    for (int64_t row = 0; row < result; ++row) {
+      for (int64_t column = 0; column < result; ++column) {
+        for (int64_t o = 0; o < l.out; ++o) {
+          const int64_t group = o / out;
+          double sum = bias.empty() ? 0 : bias[static_cast<size_t>(o)];
+          for (int64_t i = 0; i < k * k * in; ++i) {
+            const int64_t r = row * l.stride + i / (k * in) - l.before;
+            const int64_t c = column * l.stride + i / in % k - l.before;
+            if (r < 0 || c < 0 || r >= side || c >= side) continue;
+            double filter = w[static_cast<size_t>(o * k * k * in + i)];
+            for (int64_t j = 0; j < l.rank; ++j) {
+              filter += kScale * b[static_cast<size_t>(o * l.rank + j)] *
+                        a[static_cast<size_t>((group * l.rank + j) * k * k * in + i)];
+            }
+            sum += filter *
+                   x[static_cast<size_t>(((n * side + r) * side + c) * l.in + group * in + i % in)];
+          }
+          y.push_back(sum);
+        }
+      }
+    }
+  }
+  return y;
+}
+
+const std::vector<Layer>& layers() {
+  static const std::vector<Layer> all{
+      {"linear", 7, 6, 1, 1, 1, 2, 0, 0, {}},
+      {"1x1", 6, 8, 1, 1, 1, 3, 0, 0, {.bias = true}},
+      {"3x3, stride 2, padding 1",
+       4,
+       6,
+       3,
+       2,
+       1,
+       3,
+       1,
+       1,
+       {.kernel = 3, .stride = 2, .padding = 1}},
+      {"3x3, stride 2, SAME", 4, 6, 3, 2, 1, 2, 1, 1, {.kernel = 3, .stride = 2, .same = true}},
+      {"4x4, SAME", 3, 5, 4, 1, 1, 2, 1, 2, {.kernel = 4, .same = true}},
+      {"3x3, two groups",
+       6,
+       8,
+       3,
+       1,
+       2,
+       2,
+       1,
+       1,
+       {.kernel = 3, .padding = 1, .groups = 2, .bias = true}}};
+  return all;
+}
+
+std::unique_ptr<AdaptedLayer> make_layer(const Layer& l) {
+  std::unique_ptr<AdaptedLayer> layer;
+  if (l.name == std::string("linear")) {
+    layer = std::make_unique<Linear>(l.in, l.out, RngKey{5});
+  } else {
+    ConvOptions options = l.options;
+    options.groups = l.groups;
+    layer = std::make_unique<Conv2d>(l.in, l.out, options, RngKey{5});
+  }
+  layer->add_adapter(l.rank, static_cast<float>(kScale), 0, {6});
+  fill_adapters(*layer);
+  layer->weight.set_requires_grad(false);
+  layer->to(test::test_device());
+  return layer;
+}
+Tensor input_of(const Layer& l, int64_t side) {
+  const Shape shape =
+      l.name == std::string("linear") ? Shape{kImages, l.in} : Shape{kImages, side, side, l.in};
+  return hashed_tensor("x", shape).to(test::test_device());
+}
+
+TEST_CASE(
+    "an adapter computes W x + scale B A x, and its gradients are those of double precision") {
+  for (const Layer& l : layers()) {
+    CAPTURE(l.name);
+    const int64_t side = l.name == std::string("linear") ? 1 : kSide;
+    const auto layer = make_layer(l);
+    Tensor x = input_of(l, side);
+    x.set_requires_grad();
+    const Tensor y = (*layer)(x);
+    Tensor& a = parameter_of(*layer, "lora_A");
+    Tensor& b = parameter_of(*layer, "lora_B");
+    const Doubles bias = layer->bias.defined() ? doubles(layer->bias) : Doubles();
+    // In the order of `reference`: x, weight, a, b.
+    const std::vector<Doubles> start{doubles(x), doubles(layer->weight), doubles(a), doubles(b)};
+    check_close(doubles(y), reference(l, side, start[0], start[1], bias, start[2], start[3]), 1e-6);
+
+    const Tensor weights = hashed_tensor("loss", y.shape()).to(y.device());
+    backward(sum(mul(y, weights)));
+    const Doubles w = doubles(weights);
+    const auto loss = [&](const std::vector<Doubles>& at) {
+      const Doubles values = reference(l, side, at[0], at[1], bias, at[2], at[3]);
+      double total = 0;
+      for (size_t i = 0; i < values.size(); ++i) total += w[i] * values[i];
+      return total;
+    };
+    const std::vector<std::pair<size_t, Tensor>> gradients{
+        {0, x.grad()}, {2, a.grad()}, {3, b.grad()}};
+    for (const auto& [which, gradient] : gradients) {
+      CAPTURE(which);
+      Doubles numeric;
+      std::vector<Doubles> at = start;
+      for (double& value : at[which]) {
+        const double middle = value;
+        value = middle + 1e-3;
+        const double above = loss(at);
+        value = middle - 1e-3;
+        numeric.push_back((above - loss(at)) / 2e-3);
+        value = middle;
+      }
+      check_close(doubles(gradient), numeric, 2e-6);
+    }
+    CHECK_FALSE(layer->weight.grad().defined());
+  }
+}
+
+// Self-attention of four linear layers, as every transformer has it.
+class Attention : public Module {
+ public:
+  Attention() {
+    child("q", q_);
+    child("k", k_);
+    child("v", v_);
+    child("out", out_);
+  }
+  Tensor forward(const Tensor& x) override {  // (n, tokens, 16)
+    const auto heads = [&](const Tensor& y) {
+      return permute(reshape(y, {x.dim(0), x.dim(1), 2, 8}), {0, 2, 1, 3});
+    };
+    const Tensor mixed = scaled_dot_product_attention(heads(q_(x)), heads(k_(x)), heads(v_(x)));
+    return out_(reshape(permute(mixed, {0, 2, 1, 3}), x.shape()));
+  }
+
+ private:
+  Linear q_{16, 16, RngKey{1}}, k_{16, 16, RngKey{2}}, v_{16, 16, RngKey{3}},
+      out_{16, 16, RngKey{4}};
+};
+
+// Both ways in inference mode, and that the guard leaves no trace.
+void check_merges(Module& model, const Tensor& x, double tolerance) {
+  model.eval();
+  const NoGrad guard;
+  std::map<std::string, const void*> storages;
+  for (const NamedTensor& entry : model.named_tensors()) {
+    storages[entry.name] = entry.tensor->raw();
+  }
+  const StateDict before = model.state_dict();
+  const Doubles unmerged = doubles(model(x));
+  Doubles merged;
+  {
+    const LoraMerged in_force(model);
+    merged = doubles(model(x));
+  }
+  CHECK(merged != unmerged);  // another order of sums; equal would mean that nothing was merged
+  check_close(merged, unmerged, tolerance);
+  CHECK(doubles(model(x)) == unmerged);
+  for (const NamedTensor& entry : model.named_tensors()) {
+    CHECK(entry.tensor->raw() == storages.at(entry.name));
+    CHECK(doubles(cast(*entry.tensor, Dtype::f32)) ==
+          doubles(cast(entry.layout == FileLayout::counter
+                           ? before.at(entry.name)
+                           : from_file_layout(before.at(entry.name), entry.layout),
+                       Dtype::f32)));
+  }
+  // For good.
+  const StateDict state = merged_state_dict(model);
+  merge_adapters(model);
+  CHECK_FALSE(has_adapters(model));
+  CHECK(doubles(model(x)) == merged);
+  const StateDict after = model.state_dict();
+  REQUIRE(after.size() == state.size());
+  for (const auto& [name, tensor] : after) {
+    if (tensor.dtype() == Dtype::f32) CHECK(doubles(tensor) == doubles(state.at(name)));
+  }
+}
+
+TEST_CASE("merged equals unmerged: layers, attention, whole models") {
+  const Device device = test::test_device();
+  for (const Layer& l : layers()) {
+    CAPTURE(l.name);
+    check_merges(*make_layer(l), input_of(l, kSide), 1e-6);
+  }
+  {
+    Attention attention;
+    const AttachedAdapters attached =
+        attach_adapters(attention, {.rank = 3, .alpha = 6, .layers = {"q", "v"}}, {}, {9});
+    CHECK(attached.layers == std::vector<std::string>{"q", "v"});
+    CHECK(attached.values == 2 * 3 * (16 + 16));
+    fill_adapters(attention);
+    attention.to(device);
+    check_merges(attention, hashed_tensor("x", {2, 5, 16}).to(device), 1e-6);
+  }
+  const std::vector<std::pair<std::string, int64_t>> models{
+      {"small_cnn", 16}, {"mobilenet_v2_x0.25", 32}, {"efficientnet_lite0", 32}};
+  for (const auto& [architecture, side] : models) {
+    if (!device.is_cpu() && architecture != "small_cnn") continue;
+    CAPTURE(architecture);
+    const auto model = make_model(architecture, {.classes = 3}, {1});
+    test::fill_with_hashed_weights(*model, {{"_bn2.weight", 0.6}});
+    const Tensor x = hashed_tensor("x", {2, side, side, 3});
+    model->eval();
+    const Doubles before = doubles(model->forward(x));
+    attach_adapters(*model, {.rank = 2, .alpha = 0.25f}, {model->head_name()}, {9});
+    fill_adapters(*model);
+    CHECK(doubles(model->forward(x)) != before);
+    model->to(device);
+    check_merges(*model, x.to(device), 1e-5);
+  }
+}
+
+TEST_CASE("a new adapter changes no bit, and everything but head and adapters is its base") {
+  const auto model = make_model("efficientnet_lite0", {.classes = 3}, {1});
+  model->eval();
+  const Tensor x = hashed_tensor("x", {1, 32, 32, 3});
+  const StateDict before = model->state_dict();
+  const auto logits = [&] {
+    begin_rng_step(1, 1);
+    model->train();
+    for (const auto& [name, module] : model->named_modules()) {
+      if (auto* norm = dynamic_cast<BatchNorm2d*>(module)) norm->freeze_statistics(true);
+    }
+    return doubles(model->forward(x));
+  };
+  const Doubles untouched = logits();
+  const AttachedAdapters attached = attach_adapters(*model, {.rank = 4}, {"_fc"}, {9});
+  CHECK(logits() == untouched);
+  // Depthwise convolutions have no rank to lower.
+  CHECK(attached.layers.size() == 33);
+  CHECK(attached.left_out.size() == 16);
+  for (const std::string& name : attached.left_out) {
+    CHECK(name.ends_with("_depthwise_conv"));
+  }
+  int64_t values = 0;
+  for (const NamedTensor& entry : model->named_parameters()) {
+    const bool adapter = entry.name.ends_with(".lora_A") || entry.name.ends_with(".lora_B");
+    const bool head = entry.name.starts_with("_fc.");
+    CHECK(entry.role == (adapter ? AdapterRole::adapter
+                         : head  ? AdapterRole::none
+                                 : AdapterRole::base));
+    CHECK(entry.tensor->requires_grad() == (adapter || head));
+    values += adapter ? entry.tensor->numel() : 0;
+    if (entry.name.ends_with(".lora_B")) {
+      for (const double value : doubles(*entry.tensor)) REQUIRE(value == 0);
+    }
+  }
+  CHECK(values == attached.values);
+  for (const auto& [name, tensor] : merged_state_dict(*model)) {
+    CHECK(sha256_hex_of(tensor.raw(), tensor.bytes()) ==
+          sha256_hex_of(before.at(name).raw(), before.at(name).bytes()));
+  }
+  // Of one seed, another for every layer and seed.
+  const auto again = make_model("efficientnet_lite0", {.classes = 3}, {1});
+  attach_adapters(*again, {.rank = 4}, {"_fc"}, {9});
+  const auto other = make_model("efficientnet_lite0", {.classes = 3}, {1});
+  attach_adapters(*other, {.rank = 4}, {"_fc"}, {10});
+  const std::string a = "_blocks.5._project_conv.lora_A", b = "_blocks.6._project_conv.lora_A";
+  CHECK(doubles(parameter_of(*model, a)) == doubles(parameter_of(*again, a)));
+  CHECK(doubles(parameter_of(*model, a)) != doubles(parameter_of(*other, a)));
+  CHECK(doubles(parameter_of(*model, a)) != doubles(parameter_of(*model, b)));
+}
+
+TEST_CASE("ranks, patterns and numbers that make no sense are refused with a remedy") {
+  const auto attach = [](const LoraOptions& options) {
+    const auto model = make_model("efficientnet_lite0", {.classes = 3}, {1});
+    attach_adapters(*model, options, {"_fc"}, {9});
+  };
+  throws_with("a rank from 1, got 0", [&] { attach({.rank = 0}); });
+  throws_with("a rank from 1, got -3", [&] { attach({.rank = -3}); });
+  throws_with(
+      "rank 300 is too large: an adapter of _conv_head is smaller than its weight up to rank "
+      "255",
+      [&] { attach({.rank = 300}); });
+  throws_with("rank 20 is too large: an adapter of _conv_stem",
+              [&] { attach({.rank = 20, .layers = {"_conv_stem"}}); });
+  throws_with("depthwise", [&] { attach({.rank = 1, .layers = {"*._depthwise_conv"}}); });
+  throws_with("did you mean _conv_head", [&] { attach({.rank = 1, .layers = {"_conv_haed"}}); });
+  throws_with("beside the head", [&] { attach({.rank = 1, .layers = {"_fc"}}); });
+  throws_with("alpha", [&] { attach({.rank = 1, .alpha = -1}); });
+  throws_with("alpha", [&] { attach({.rank = 1, .alpha = std::nanf("")}); });
+  throws_with("dropout", [&] { attach({.rank = 1, .dropout = 1}); });
+  const auto model = make_model("small_cnn", {.classes = 3}, {1});
+  attach_adapters(*model, {.rank = 1}, {"fc"}, {9});
+  throws_with("adapters already", [&] { attach_adapters(*model, {.rank = 1}, {"fc"}, {9}); });
+}
+
+TEST_CASE("dropout thins what adapters see while they train, and nothing else") {
+  Linear layer(64, 4, RngKey{1});
+  layer.add_adapter(2, 1, 0.5f, {2});
+  fill_adapters(layer);
+  const Tensor x = hashed_tensor("x", {3, 64});
+  begin_rng_step(1, 1);
+  layer.train();
+  const Doubles first = doubles(layer(x)), second = doubles(layer(x));
+  CHECK(first != second);
+  begin_rng_step(1, 1);
+  CHECK(doubles(layer(x)) == first);
+  layer.eval();
+  CHECK(doubles(layer(x)) == doubles(layer(x)));
+  layer.drop_adapter();
+  layer.train();
+  CHECK(doubles(layer(x)) == doubles(linear(x, layer.weight, layer.bias)));
+}
+
+// --- runs
+
+// Pictures, and a network that has learnt to tell them apart.
+struct Task {
+  TemporaryFolder folder;
+  fs::path data, weights;
+};
+const Task& task() {
+  static const Task made;
+  static const bool done = [] {
+    Task& t = const_cast<Task&>(made);
+    t.data = t.folder / "stripes";
+    testing::write_stripes(t.data, 24, 16, 7);
+    FinetuneOptions options = FinetuneOptions::from_scratch();
+    options.data = t.data;
+    options.architecture = "small_cnn";
+    options.image_size = 16;
+    options.batch = 8;
+    options.epochs = 1;
+    options.workers = 0;
+    options.out = t.folder / "base";
+    finetune(options);
+    t.weights = options.out / "best.safetensors";
+    return true;
+  }();
+  static_cast<void>(done);
+  return made;
+}
+
+FinetuneOptions small_run(const fs::path& out) {
+  FinetuneOptions options = FinetuneOptions::fine_tuning();
+  options.data = task().data;
+  options.weights = task().weights;
+  options.validation = 0.25;
+  options.batch = 8;
+  options.epochs = 3;
+  options.learning_rate = 5e-3f;
+  options.lora = {.rank = 4, .alpha = 8, .dropout = 0.1f};
+  options.out = out;
+  options.workers = 0;
+  options.device = test::test_device();
+  return options;
+}
+
+struct StopAfter : Observer {
+  explicit StopAfter(int64_t batches) : left(batches) {}
+  void progress(const Progress&) override { --left; }
+  bool stop_requested() override { return left <= 0; }
+  int64_t left;
+};
+
+StateDict state_at(const fs::path& path) {
+  StateDict state;
+  for (const FileTensor& entry : read_safetensors(path).tensors) state[entry.name] = entry.tensor;
+  return state;
+}
+bool same_bytes(const Tensor& a, const Tensor& b) {
+  return a.shape() == b.shape() && a.dtype() == b.dtype() &&
+         std::memcmp(a.raw(), b.raw(), a.bytes()) == 0;
+}
+bool merges_to_best(const fs::path& run) {
+  merge_delta(task().weights, run / "lora.safetensors", run / "merged.safetensors", true);
+  return file_bytes(run / "merged.safetensors") == file_bytes(run / "best.safetensors");
+}
+
+TEST_CASE("a run moves no byte of the base, proves it, and its delta is all that it learnt") {
+  const TemporaryFolder folder;
+  FinetuneOptions options = small_run(folder / "run");
+  options.epochs = 6;
+  const FinetuneResult result = finetune(options);
+  CHECK(result.best()->validation->accuracy > 0.9);
+  CHECK_FALSE(has_adapters(*result.model));
+  // Filters, and weight and bias of the batch norms with their statistics and counters.
+  REQUIRE(result.proofs.size() == 1);
+  CHECK(result.proofs[0].verified);
+  CHECK(result.proofs[0].sha256.size() == 3 + 3 * 5);
+
+  const StateDict base = state_at(task().weights);
+  const StateDict best = state_at(folder / "run" / "best.safetensors");
+  const StateDict state = state_at(folder / "run" / "state.safetensors");
+  REQUIRE(best.size() == base.size());
+  for (const auto& [name, tensor] : base) {
+    CAPTURE(name);
+    const bool head = name.starts_with("fc.");
+    const bool filter = name.starts_with("conv");
+    CHECK(same_bytes(tensor, best.at(name)) == !(head || filter));
+    CHECK(same_bytes(tensor, state.at("model/" + name)) == !head);
+  }
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : state_at(folder / "run" / "lora.safetensors")) {
+    names.push_back(name);
+  }
+  CHECK(names == std::vector<std::string>{"conv1.lora_A", "conv1.lora_B", "conv2.lora_A",
+                                          "conv2.lora_B", "conv3.lora_A", "conv3.lora_B", "fc.bias",
+                                          "fc.weight"});
+  CHECK(file_size(folder / "run" / "lora.safetensors") < file_size(task().weights) / 10);
+  CHECK(merges_to_best(folder / "run"));
+  // What was saved is what was judged.
+  const LoadedModel loaded = load_model(folder / "run" / "best.safetensors");
+  const Tensor x = hashed_tensor("x", {2, 16, 16, 3});
+  const NoGrad guard;
+  result.model->to(kCpu);
+  CHECK(doubles(loaded.model->forward(x)) == doubles(result.model->forward(x)));
+}
+
+TEST_CASE("a resumed run ends with the same bytes, delta included") {
+  const TemporaryFolder folder;
+  FinetuneOptions options = small_run(folder / "whole");
+  SUBCASE("one phase") {}
+  SUBCASE("head first, then adapters") { options.preset = "lp-ft"; }
+  SUBCASE("batch norms train, too") { options.batch_norm = BatchNormPolicy::train; }
+  finetune(options);
+  CHECK(merges_to_best(folder / "whole"));
+  for (const int64_t stop : {4, 13}) {
+    CAPTURE(stop);
+    options.out = folder / ("stopped" + std::to_string(stop));
+    StopAfter first(stop);
+    CHECK(finetune(options, first).interrupted);
+    Observer quiet;
+    CHECK_FALSE(resume(options.out, {}, quiet).interrupted);
+    for (const char* file : {"best.safetensors", "last.safetensors", "lora.safetensors"}) {
+      CHECK(file_bytes(folder / "whole" / file) == file_bytes(options.out / file));
+    }
+  }
+}
+
+TEST_CASE("plans act on adapters and head; batch norms train where their policy is train") {
+  const auto model = make_model("small_cnn", {.classes = 2}, {1});
+  attach_adapters(*model, {.rank = 2, .layers = {"conv2", "conv3"}}, {"fc"}, {9});
+  FinetuneOptions options = FinetuneOptions::fine_tuning();
+  options.lora.rank = 2;
+  options.epochs = 3;
+  const auto trainable = [&](const Phase& phase) {
+    std::vector<std::string> names;
+    apply_freeze(*model, phase);
+    for (const NamedTensor& entry : model->named_parameters()) {
+      if (entry.tensor->requires_grad()) names.push_back(entry.name);
+    }
+    return names;
+  };
+  using Names = std::vector<std::string>;
+  const Names adapters{"conv2.lora_A", "conv2.lora_B", "conv3.lora_A",
+                       "conv3.lora_B", "fc.weight",    "fc.bias"};
+  CHECK(trainable(plan_of(options, "small_cnn", *model).phases[0]) == adapters);
+  options.freeze = {"conv2"};
+  CHECK(trainable(plan_of(options, "small_cnn", *model).phases[0]) ==
+        Names{"conv3.lora_A", "conv3.lora_B", "fc.weight", "fc.bias"});
+  options.freeze.clear();
+  options.preset = "lp-ft";
+  const Plan two = plan_of(options, "small_cnn", *model);
+  CHECK(trainable(two.phases[0]) == Names{"fc.weight", "fc.bias"});
+  CHECK(trainable(two.phases[1]) == adapters);
+  options.preset.clear();
+  options.batch_norm = BatchNormPolicy::train;
+  const Plan norms = plan_of(options, "small_cnn", *model);
+  CHECK(trainable(norms.phases[0]).size() == adapters.size() + 6);
+  // A row a block, though only a part of it trains.
+  const std::vector<LayerRow> rows = layer_rows(*model, two.phases[1], OptimizerKind::adamw);
+  for (const LayerRow& row : rows) {
+    CHECK((row.adapter > 0) == (row.name == "conv2" || row.name == "conv3"));
+    CHECK(row.trainable == (row.name == "fc" ? row.parameters : row.adapter));
+  }
+}
+
+TEST_CASE("a first layer changed for grey pictures is part of the delta") {
+  const TemporaryFolder folder;
+  FinetuneOptions options = small_run(folder / "grey");
+  options.channels = 1;
+  finetune(options);
+  CHECK(state_at(folder / "grey" / "lora.safetensors").count("conv1.weight") == 1);
+  CHECK(merges_to_best(folder / "grey"));
+}
+
+TEST_CASE("options that contradict LoRA are refused before anything is written") {
+  const TemporaryFolder folder;
+  FinetuneOptions options = small_run(folder / "run");
+  options.freeze_features = true;
+  throws_with("leave LoRA nothing", [&] { finetune(options); });
+  options = small_run(folder / "run");
+  options.weights.clear();
+  options.architecture = "small_cnn";
+  options.batch_norm = BatchNormPolicy::train;
+  throws_with("LoRA adapts pre-trained weights", [&] { finetune(options); });
+  options = small_run(folder / "run");
+  options.lora.rank = 0;
+  throws_with("give a rank", [&] { finetune(options); });
+  options.lora = {.rank = 1000};
+  throws_with("too large", [&] { finetune(options); });
+  CHECK_FALSE(fs::exists(folder / "run"));
+}
+
+TEST_CASE("a delta on other weights, damaged or forged, is refused by name") {
+  const TemporaryFolder folder;
+  finetune(small_run(folder / "run"));
+  const fs::path delta = folder / "run" / "lora.safetensors", out = folder / "out.safetensors";
+  const WeightFile good = read_safetensors(delta);
+  const StateDict tensors = state_at(delta);
+  const std::string hash = sha256_hex(task().weights);
+  CHECK(good.metadata.at("graft.lora.base_sha256") == hash);
+  CHECK(good.metadata.at("graft.lora.rank") == "4");
+  CHECK(good.metadata.at("graft.lora.alpha") == "8");
+
+  const auto refused = [&](const std::string& part, StateDict state, const Metadata& metadata) {
+    const fs::path forged = folder / "forged.safetensors";
+    write_safetensors(forged, state, metadata);
+    CAPTURE(part);
+    throws_with(part, [&] { merge_delta(task().weights, forged, out, false); });
+    CHECK_FALSE(fs::exists(out));
+  };
+  // The base: both hashes are named.
+  const fs::path last = folder / "run" / "last.safetensors";
+  throws_with(hash, [&] { merge_delta(last, delta, out, false); });
+  throws_with(sha256_hex(last), [&] { merge_delta(last, delta, out, false); });
+  const auto with = [&](const std::string& key, const std::string& value) {
+    Metadata changed = good.metadata;
+    changed[key] = value;
+    return changed;
+  };
+  refused("was trained on", tensors, with("graft.lora.base_sha256", "00"));
+  for (const char* rank : {"", "0", "-4", "four", "4x", "99999999999999999999999"}) {
+    refused("rank", tensors, with("graft.lora.rank", rank));
+  }
+  refused("at most", tensors, with("graft.lora.rank", "1000000000000"));
+  refused("conv1.lora_A: the model wants", tensors, with("graft.lora.rank", "3"));
+  for (const char* alpha : {"nan", "inf", "-1", "0", ""}) {
+    refused("alpha", tensors, with("graft.lora.alpha", alpha));
+  }
+  for (const char* key : {"graft.lora.rank", "graft.lora.alpha", "graft.lora.base_sha256"}) {
+    Metadata lacking = good.metadata;
+    lacking.erase(key);
+    refused(key, tensors, lacking);
+  }
+  refused("architecture", tensors, with("graft.architecture", "resnet5"));
+  refused("conv1.lora_A", tensors, with("graft.architecture", "resnet18"));
+
+  StateDict changed = tensors;
+  changed.erase("conv2.lora_B");
+  refused("missing in the file: conv2.lora_B", changed, good.metadata);
+  changed = tensors;
+  changed.erase("conv2.lora_A");
+  refused("left over in the file: conv2.lora_B", changed, good.metadata);
+  changed = tensors;
+  changed["conv2.lora_B"] = Tensor::zeros({64, 5, 1, 1});
+  refused("conv2.lora_B: the model wants [64, 4, 1, 1]", changed, good.metadata);
+  changed = tensors;
+  changed["fc.weight"] = Tensor::zeros({3, 128});
+  refused("fc.weight: the model wants", changed, good.metadata);
+  changed = tensors;
+  changed["bn1.lora_A"] = Tensor::zeros({1});
+  refused("left over in the file: bn1.lora_A", changed, good.metadata);
+
+  throws_with("graft merge", [&] { load_model(delta); });
+  throws_with("no delta file", [&] { merge_delta(task().weights, task().weights, out, false); });
+  merge_delta(task().weights, delta, out, false);
+  throws_with("--force", [&] { merge_delta(task().weights, delta, out, false); });
+}
+
+TEST_CASE("on a device recorded steps end with the bytes of single ones, and merge to the best") {
+  if (test::test_device().is_cpu()) return;
+  const TemporaryFolder folder;
+  FinetuneOptions options = small_run(folder / "recorded");
+  options.epochs = 2;
+  finetune(options);
+  CHECK(merges_to_best(folder / "recorded"));
+  options.out = folder / "single";
+  options.graphs = false;
+  finetune(options);
+  for (const char* file : {"best.safetensors", "last.safetensors", "lora.safetensors"}) {
+    CHECK(file_bytes(folder / "recorded" / file) == file_bytes(folder / "single" / file));
+  }
+}
+
+}  // namespace
+}  // namespace graft
