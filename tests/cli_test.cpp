@@ -327,11 +327,11 @@ TEST_CASE(
        "--lora", "2", "--lora-layers", "conv2", "--lora-layers", "conv3", "--out", run});
   CAPTURE(trained_again.err);
   REQUIRE(trained_again.code == 0);
-  CHECK(contains(trained_again.err, "adapters of 1728 values beside 2 layers"));
+  CHECK(contains(trained_again.err, "adapters of 2112 values beside 2 layers"));
   CHECK(contains(trained_again.out, delta.string()));
 
   const Outcome shown = graft_program({"inspect", delta});
-  CHECK(contains(shown.out, "adapters of rank 2 beside 2 layers (1728 values)"));
+  CHECK(contains(shown.out, "adapters of rank 2 beside 2 layers (2112 values)"));
   CHECK(contains(shown.out, "graft merge --weights BASE --delta " + delta.string()));
   const json details = json_lines(graft_program({"inspect", delta, "--json"}).out).front();
   CHECK(details["delta"]["adapted_layers"] == 2);
