@@ -62,6 +62,11 @@ Tensor argmax(const Tensor& x, int64_t axis = -1);
 Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a = false, bool transpose_b = false);
 // x (..., in), weight (out, in), bias (out) or undefined -> (..., out)
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = Tensor());
+// x (m, n), f32 -> its singular values (min(m, n)), largest first. Computed in double on the host:
+// on a CUDA device it waits for x, so a step with it cannot be recorded as a graph. The gradient is
+// that of distinct values above 0; among equal ones (0, too) it is that of one of the possible
+// bases, which a function that treats them alike does not notice. Not finite in, NaN out.
+Tensor singular_values(const Tensor& x);
 
 // --- shape
 Tensor reshape(const Tensor& x, Shape shape);  // a view; one dimension may be -1
