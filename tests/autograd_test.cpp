@@ -164,7 +164,7 @@ TEST_CASE("misuse is named") {
   CHECK(contains(error_of([&] { backward(Tensor::scalar(1)); }),
                  "backward: nothing here wants a gradient"));
   CHECK(contains(error_of([&] { backward(mul(x, x), Tensor::zeros({3})); }),
-                 "backward: expected a gradient of [2], got f32[3]"));
+                 "backward: expected a gradient of f32[2], got f32[3]"));
   Tensor y = mul(x, x);
   CHECK(contains(error_of([&] { y.set_requires_grad(); }),
                  "set_requires_grad: this tensor is the result of mul"));
@@ -180,7 +180,7 @@ TEST_CASE("misuse is named") {
     return Grads{Tensor::zeros({3})};
   });
   CHECK(contains(error_of([&] { backward(sum(wrong_shape)); }),
-                 "odd: its backward returned a gradient of [3] for input 0 of [2]"));
+                 "odd: its backward returned a gradient of f32[3] for input 0 of f32[2]"));
 }
 
 TEST_CASE("an input without gradient receives none") {
