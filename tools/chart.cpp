@@ -20,9 +20,17 @@ struct Frame {
     x_high = std::max(std::log10(chart.x.back()), x_low + 1e-6);
     y_low = *std::min_element(chart.y.begin(), chart.y.end());
     for (const double dot : chart.dots) y_low = std::min(y_low, dot);
+    for (const auto& [name, curve] : chart.others) {
+      GRAFT_CHECK(curve.size() == chart.x.size(), "chart: ", name, " has ", curve.size(),
+                  " values over ", chart.x.size());
+      y_low = std::min(y_low, *std::min_element(curve.begin(), curve.end()));
+    }
     std::vector<double> sorted = chart.y;
     std::sort(sorted.begin(), sorted.end());
     y_high = std::min(sorted.back(), sorted[sorted.size() * 3 / 4] * 2 - y_low);
+    for (const auto& [name, curve] : chart.others) {
+      y_high = std::max(y_high, *std::max_element(curve.begin(), curve.end()));
+    }
     const double room = std::max((y_high - y_low) * 0.05, 1e-6);
     y_low -= room;
     y_high += room;
@@ -89,6 +97,17 @@ std::string to_svg(const Chart& chart) {
   }
   svg += "\"/>\n";
   double height = kTop + 12;
+  static constexpr const char* kColours[] = {"#c0392b", "#2e8b57", "#8e5ea2", "#d68910"};
+  for (size_t k = 0; k < chart.others.size(); ++k) {
+    const auto& [name, curve] = chart.others[k];
+    const char* colour = kColours[k % std::size(kColours)];
+    svg += text("<polyline fill=\"none\" stroke=\"", colour, "\" stroke-width=\"2\" points=\"");
+    for (size_t i = 0; i < chart.x.size(); ++i) {
+      svg += text(i ? " " : "", at(px(chart.x[i])), ",", at(py(curve[i])));
+    }
+    svg += "\"/>\n";
+    words(px(chart.x.back()) - 4, py(curve.back()) - 6, "end", name, text("fill=\"", colour, "\""));
+  }
   for (const auto& [name, x] : chart.marks) {
     line(px(x), kTop, px(x), kHeight - kBottom, "stroke=\"#c0392b\" stroke-dasharray=\"4 3\"");
     const bool right = frame.across(x) > 0.7;
@@ -112,11 +131,15 @@ std::string to_text(const Chart& chart, size_t width, size_t height) {
   for (const auto& [name, x] : chart.marks) {
     for (std::string& row : grid) row[column(x)] = ':';
   }
-  for (size_t i = 0; i < chart.x.size(); ++i) {
-    const auto up =
-        static_cast<size_t>(std::lround(frame.up(chart.y[i]) * static_cast<double>(lines - 1)));
-    grid[lines - 1 - up][column(chart.x[i])] = '*';
-  }
+  const auto plot = [&](const std::vector<double>& curve, char sign) {
+    for (size_t i = 0; i < chart.x.size(); ++i) {
+      const auto up =
+          static_cast<size_t>(std::lround(frame.up(curve[i]) * static_cast<double>(lines - 1)));
+      grid[lines - 1 - up][column(chart.x[i])] = sign;
+    }
+  };
+  for (const auto& [name, curve] : chart.others) plot(curve, name.at(0));
+  plot(chart.y, '*');
   std::string all;
   for (size_t r = 0; r < lines; ++r) {
     std::string label;

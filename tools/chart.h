@@ -1,4 +1,4 @@
-// One curve over a logarithmic axis: as an SVG picture and as text for a terminal.
+// Curves over a logarithmic axis: as an SVG picture and as text for a terminal.
 #pragma once
 
 #include <string>
@@ -13,6 +13,8 @@ struct Chart {
   std::vector<double> y;                              // the curve
   std::vector<double> dots;                           // further values at x, or empty
   std::vector<std::pair<std::string, double>> marks;  // names of places on the x axis
+  // Further curves over the same x, by name; in text their points are their names' first letters.
+  std::vector<std::pair<std::string, std::vector<double>>> others;
 };
 
 std::string to_svg(const Chart& chart);

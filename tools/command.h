@@ -45,6 +45,7 @@ void add_verdict(CLI::App& app);
 void add_predict(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_merge(CLI::App& app);
+void add_experiment(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_info(CLI::App& app);
 

@@ -66,6 +66,7 @@ int run(int argc, char** argv) {
   add_convert(app);
   add_merge(app);
   add_inspect(app);
+  add_experiment(app);
   add_info(app);
   try {
     app.parse(argc, argv);
