@@ -116,8 +116,8 @@ const fs::path& trained() {
 TEST_CASE("help with examples for the program and every command") {
   const Outcome all = graft_program({"--help"});
   CHECK(all.code == 0);
-  for (const char* name : {"finetune", "plan", "evaluate", "verdict", "predict", "convert", "merge",
-                           "inspect", "info"}) {
+  for (const char* name : {"finetune", "plan", "evaluate", "verdict", "rank", "predict", "convert",
+                           "merge", "inspect", "info"}) {
     CHECK(contains(all.out, name));
     const Outcome one = graft_program({name, "--help"});
     CHECK(one.code == 0);
@@ -167,6 +167,9 @@ TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdou
       {{"verdict", "--data", data, "--weights", "w", "--out", out, "--steps", "3", "--epochs", "3"},
        "contradict"},
       {{"verdict", "--resume", out, "--lr", "0.1"}, "--lr cannot change"},
+      {{"rank", "--data", data, "--candidates", "w"}, "at least 2"},
+      {{"rank", "--data", data, "--candidates", "w", "v", "--score", "prob"},
+       "did you mean probe?"},
   };
   for (const Case& one : cases) {
     const Outcome outcome = graft_program(one.arguments);
@@ -194,6 +197,7 @@ TEST_CASE("work that cannot be done is exit code 1, names the file and leaves no
   const std::string text = (folder / "text.png").string();
   const std::string cut = (folder / "cut.safetensors").string();
   const std::string state = (trained().parent_path() / "state.safetensors").string();
+  const std::string last = (trained().parent_path() / "last.safetensors").string();
   struct Case {
     std::vector<std::string> arguments;
     std::string message;
@@ -214,6 +218,9 @@ TEST_CASE("work that cannot be done is exit code 1, names the file and leaves no
       {{"verdict", "--data", data, "--weights", trained(), "--out", out, "--seeds", "17"},
        "too few for 17 seeds"},
       {{"verdict", "--resume", out}, "no verdict to resume"},
+      {{"rank", "--data", data, "--candidates", trained(), "/none.pth"}, "/none.pth"},
+      {{"rank", "--data", data, "--candidates", trained(), trained()}, "given twice"},
+      {{"rank", "--data", folder / "one", "--candidates", trained(), last}, "class"},
       {{"predict", "--weights", "/none.safetensors", text}, "/none.safetensors"},
       {{"predict", "--weights", state, text}, "state.safetensors"},
       {{"predict", "--weights", trained(), text}, "text.png"},
@@ -516,6 +523,24 @@ TEST_CASE("verdict: stopped by a signal it continues to the same answer, for peo
         file_bytes(folder / "whole" / "transfer-1" / "last.safetensors"));
   const json again = json::parse(file_bytes(folder / "stopped" / "verdict.json"));
   CHECK(again["gap"] == answer["gap"]);
+}
+
+TEST_CASE("rank: a table for people, an object for machines") {
+  const std::string last = (trained().parent_path() / "last.safetensors").string();
+  std::vector<std::string> arguments{"rank",         "--data",           pictures().string(),
+                                     "--candidates", trained().string(), last,
+                                     "--score",      "h-score"};
+  const Outcome table = graft_program(arguments);
+  CHECK(table.code == 0);
+  CHECK(contains(table.out, "ordered by h-score"));
+  CHECK(contains(table.out, last));
+  arguments.push_back("--json");
+  const json ranking = json_lines(graft_program(arguments).out).at(0);
+  CHECK(ranking["images"] == 32);
+  REQUIRE(ranking["candidates"].size() == 2);
+  CHECK(ranking["candidates"][0]["h-score"]["value"] >=
+        ranking["candidates"][1]["h-score"]["value"]);
+  CHECK(ranking["candidates"][1]["leep"]["low"] <= ranking["candidates"][1]["leep"]["high"]);
 }
 
 }  // namespace

@@ -42,6 +42,7 @@ void add_finetune(CLI::App& app);
 void add_plan(CLI::App& app);
 void add_evaluate(CLI::App& app);
 void add_verdict(CLI::App& app);
+void add_rank(CLI::App& app);
 void add_predict(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_merge(CLI::App& app);

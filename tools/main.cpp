@@ -62,6 +62,7 @@ int run(int argc, char** argv) {
   add_plan(app);
   add_evaluate(app);
   add_verdict(app);
+  add_rank(app);
   add_predict(app);
   add_convert(app);
   add_merge(app);

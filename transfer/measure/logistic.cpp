@@ -6,6 +6,7 @@
 
 #include "engine/rng.h"
 #include "transfer/measure/matrix.h"
+#include "transfer/measure/rows.h"
 
 namespace graft {
 namespace {
@@ -113,14 +114,6 @@ Matrix with_ones(Matrix x, const std::vector<double>& mean, const std::vector<do
   x.conservativeResize(Eigen::NoChange, x.cols() + 1);
   x.col(x.cols() - 1).setOnes();
   return x;
-}
-
-Tensor rows_of(const Tensor& x, const std::vector<int64_t>& rows) {
-  const int64_t width = x.dim(1);
-  Tensor result({static_cast<int64_t>(rows.size()), width});
-  float* out = result.mutable_data<float>();
-  for (const int64_t row : rows) out = std::copy_n(x.data<float>() + row * width, width, out);
-  return result;
 }
 
 }  // namespace
@@ -255,6 +248,26 @@ CrossValidation choose_l2(const Tensor& features, std::span<const int64_t> label
   const auto best = std::min_element(result.loss.begin(), result.loss.end());
   result.best_l2 = result.l2[static_cast<size_t>(best - result.loss.begin())];
   return result;
+}
+
+std::vector<int64_t> cross_validated_labels(const Tensor& features, std::span<const int64_t> labels,
+                                            int64_t classes, int64_t folds, RngKey key) {
+  // Neither a stronger nor a weaker penalty is often best for features of a trained network.
+  const double l2 = choose_l2(features, labels, classes, {1e-3, 1e-2, 1e-1, 1}, 3, key).best_l2;
+  const std::vector<int64_t> fold_of = stratified_folds(labels, classes, folds, key);
+  const Tensor here = features.to(kCpu);
+  std::vector<int64_t> said(labels.size());
+  for (int64_t fold = 0; fold < folds; ++fold) {
+    std::vector<int64_t> train, held;
+    for (size_t i = 0; i < fold_of.size(); ++i) {
+      (fold_of[i] == fold ? held : train).push_back(static_cast<int64_t>(i));
+    }
+    const auto model = LogisticRegression::fit(rows_of(here, train), labels_of(labels, train),
+                                               classes, {.l2 = l2});
+    const std::vector<int64_t> answers = model.predict(rows_of(here, held));
+    for (size_t i = 0; i < held.size(); ++i) said[static_cast<size_t>(held[i])] = answers[i];
+  }
+  return said;
 }
 
 std::vector<double> default_l2_candidates() { return {1e1, 1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5}; }

@@ -68,14 +68,19 @@ std::vector<int64_t> nearest_labels(const Tensor& queries, const Tensor& referen
   return vote(unit_rows(q), unit_rows(r), labels, classes, k, false);
 }
 
-double leave_one_out_accuracy(const Tensor& features, std::span<const int64_t> labels,
-                              int64_t classes, int64_t k) {
+std::vector<int64_t> leave_one_out_labels(const Tensor& features, std::span<const int64_t> labels,
+                                          int64_t classes, int64_t k) {
   constexpr const char* kOp = "nearest neighbours";
   const Matrix x = unit_rows(matrix_of(kOp, "features", features));
   GRAFT_CHECK(x.rows() >= 2, kOp, ": expected at least 2 rows, got ", x.rows());
   GRAFT_CHECK(k >= 1, kOp, ": expected a k of at least 1, got ", k);
   check_labels(kOp, labels, x.rows(), classes);
-  const std::vector<int64_t> said = vote(x, x, labels, classes, k, true);
+  return vote(x, x, labels, classes, k, true);
+}
+
+double leave_one_out_accuracy(const Tensor& features, std::span<const int64_t> labels,
+                              int64_t classes, int64_t k) {
+  const std::vector<int64_t> said = leave_one_out_labels(features, labels, classes, k);
   int64_t right = 0;
   for (size_t i = 0; i < said.size(); ++i) right += said[i] == labels[i];
   return static_cast<double>(right) / static_cast<double>(said.size());

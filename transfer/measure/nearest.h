@@ -14,6 +14,9 @@ namespace graft {
 // in 0..classes-1. k is cut to n.
 std::vector<int64_t> nearest_labels(const Tensor& queries, const Tensor& references,
                                     std::span<const int64_t> labels, int64_t classes, int64_t k);
+// The same for every row, from the other rows.
+std::vector<int64_t> leave_one_out_labels(const Tensor& features, std::span<const int64_t> labels,
+                                          int64_t classes, int64_t k);
 // The part of rows whose k nearest other rows vote for their label.
 double leave_one_out_accuracy(const Tensor& features, std::span<const int64_t> labels,
                               int64_t classes, int64_t k);
