@@ -95,7 +95,7 @@ TEST_CASE("equally good features are told apart in at most one of twenty pairs")
       }
       return scores;
     };
-    const Scores a = scored(2, 2 * draw), b = scored(2, 2 * draw + 1),
+    const Scores a = scored(2.5, 2 * draw), b = scored(2.5, 2 * draw + 1),
                  worse = scored(0, 2 * draw + 100000);
     for (const auto& [score, value] : a) {
       const Interval none = difference_of(value, b.at(score));
