@@ -384,6 +384,22 @@ TEST_CASE("folders train/ and val/ are a split, and a manifest's column is one")
   CHECK(read_images(folder / "list.csv", "test").samples.size() == 2);
 }
 
+TEST_CASE("data is the same whether it is named relatively or absolutely") {
+  const TemporaryFolder folder;
+  std::ofstream csv(folder / "list.csv");
+  csv << "path,label\n";
+  for (const char* name : {"across", "down"}) {
+    for (int i = 0; i < 4; ++i) {
+      csv << (pictures() / name / text("picture", i, ".png")).string() << "," << name << "\n";
+    }
+  }
+  csv.close();
+  const auto hash_of = [](const fs::path& data) { return read_task_data(data, 0.25, 0).sha256; };
+  CHECK(hash_of(fs::relative(folder / "list.csv")) == hash_of(folder / "list.csv"));
+  CHECK(hash_of(fs::relative(pictures())) == hash_of(pictures()));
+  CHECK(hash_of(pictures() / "") == hash_of(pictures()));
+}
+
 TEST_CASE("refusals name the remedy and leave nothing behind") {
   const TemporaryFolder folder;
   FinetuneOptions options = small_run(folder / "run");

@@ -69,13 +69,18 @@ std::string hash_of(const TaskData& data, const fs::path& root) {
   std::vector<const char*> part(data.all.samples.size(), "left out");
   for (int64_t i : data.split.train) part[static_cast<size_t>(i)] = "train";
   for (int64_t i : data.split.held_out) part[static_cast<size_t>(i)] = "val";
+  // A manifest may name its images absolutely though it was itself named relatively.
+  const auto from_top = [](const fs::path& path) {
+    return (fs::current_path() / path).lexically_normal();
+  };
+  const fs::path top = from_top(root);
   std::string list;
   for (size_t i = 0; i < data.all.samples.size(); ++i) {
     const Sample& sample = data.all.samples[i];
     std::error_code unreadable;
     const auto bytes = fs::file_size(sample.path, unreadable);
-    list += text(sample.path.lexically_relative(root).generic_string(), '\t', sample.label, '\t',
-                 sample.group, '\t', part[i], '\t', unreadable ? 0 : bytes, '\n');
+    list += text(from_top(sample.path).lexically_relative(top).generic_string(), '\t', sample.label,
+                 '\t', sample.group, '\t', part[i], '\t', unreadable ? 0 : bytes, '\n');
   }
   for (const std::string& name : data.all.class_names) list += name + '\n';
   return sha256_hex_of(list.data(), list.size());

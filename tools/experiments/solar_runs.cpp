@@ -78,7 +78,7 @@ FinetuneOptions options_of(const SolarSettings& settings, const SolarJob& job) {
                             : job.arm == SolarArm::frozen ? FinetuneOptions::linear_probe()
                                                           : FinetuneOptions::fine_tuning();
   options.out = folder_of(settings, job.name).path;
-  options.data = settings.out / (job.name + ".csv");
+  options.data = fs::absolute(settings.out / (job.name + ".csv"));
   options.validation = 0;
   options.overwrite = true;  // what a crash left before the first save
   if (job.arm == SolarArm::scratch) {
