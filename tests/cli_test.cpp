@@ -116,8 +116,8 @@ const fs::path& trained() {
 TEST_CASE("help with examples for the program and every command") {
   const Outcome all = graft_program({"--help"});
   CHECK(all.code == 0);
-  for (const char* name : {"finetune", "plan", "evaluate", "verdict", "rank", "predict", "convert",
-                           "merge", "inspect", "info"}) {
+  for (const char* name : {"finetune", "adapt", "plan", "evaluate", "verdict", "rank", "predict",
+                           "convert", "merge", "inspect", "info"}) {
     CHECK(contains(all.out, name));
     const Outcome one = graft_program({name, "--help"});
     CHECK(one.code == 0);
@@ -125,6 +125,31 @@ TEST_CASE("help with examples for the program and every command") {
     CHECK(one.err.empty());
   }
   CHECK(contains(graft_program({"--version"}).out, "graft 0."));
+}
+
+TEST_CASE("adapt: two domains to a model that predict takes, and its table in JSON") {
+  const TemporaryFolder folder;
+  testing::write_stripes(folder / "target", 16, 16, 9);
+  const std::string run = (folder / "run").string();
+  const Outcome done = graft_program({"adapt", "--source", pictures().string(), "--target",
+                                      (folder / "target").string(), "--target-labels", "--arch",
+                                      "small_cnn", "--image-size", "16", "--batch", "8", "--epochs",
+                                      "2", "--set", "hidden=16", "--out", run, "--json"});
+  REQUIRE_MESSAGE(done.code == 0, done.err);
+  const std::vector<json> lines = json_lines(done.out);
+  REQUIRE(lines.size() == 3);
+  CHECK(lines[0].at("event") == "epoch");
+  CHECK(lines[0].at("validators").size() == 8);
+  CHECK(lines[2].at("event") == "done");
+  CHECK(lines[2].at("choices").back().at("validator") == "oracle");
+  CHECK(contains(done.err, "domains told apart"));
+  const std::string picture = (folder / "target" / "down" / "picture0.png").string();
+  CHECK(graft_program({"predict", "--weights", run + "/best.safetensors", picture}).code == 0);
+  const Outcome again = graft_program({"adapt", "--resume", run});
+  CHECK(again.code == 0);
+  CHECK(contains(again.out, "chosen by"));
+  CHECK(graft_program({"adapt", "--resume", run, "--epochs", "9"}).code == 2);
+  CHECK(contains(graft_program({"adapt", "--list-methods"}).out, "cdan_e"));
 }
 
 TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdout") {
@@ -141,6 +166,14 @@ TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdou
       {{"finetune", "--epoch", "3"}, "did you mean --epochs?"},
       {{"finetune", "--epochs", "three", "--data", data, "--out", out}, "--epochs"},
       {{"finetune", "--data", data}, "--out RUN is missing"},
+      {{"adapt", "--source", data, "--out", out}, "--target is missing"},
+      {{"adapt", "--source", data, "--target", data, "--out", out}, "give either --weights"},
+      {{"adapt", "--source", data, "--target", data, "--out", out, "--arch", "mlp", "--method",
+        "dann_"},
+       "did you mean dann?"},
+      {{"adapt", "--source", data, "--target", data, "--out", out, "--arch", "mlp", "--set",
+        "wieght=1"},
+       "did you mean weight?"},
       {{"finetune", "--out", out}, "--data is missing"},
       {{"finetune", "--data", data, "--out", out}, "--weights is missing"},
       {{"finetune", "--data", data, "--out", out, "--arch", "mlp"}, "go together"},

@@ -39,6 +39,7 @@ struct Exit {
 
 // One function a subcommand, each in tools/NAME.cpp. main.cpp calls them all.
 void add_finetune(CLI::App& app);
+void add_adapt(CLI::App& app);
 void add_plan(CLI::App& app);
 void add_evaluate(CLI::App& app);
 void add_verdict(CLI::App& app);

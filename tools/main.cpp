@@ -59,6 +59,7 @@ int run(int argc, char** argv) {
       "  graft evaluate --weights run/best.safetensors --data test-photos\n"
       "  graft predict --weights run/best.safetensors picture.jpg");
   add_finetune(app);
+  add_adapt(app);
   add_plan(app);
   add_evaluate(app);
   add_verdict(app);

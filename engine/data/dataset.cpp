@@ -194,6 +194,19 @@ ImageDataset read_image_folder(const fs::path& root, std::vector<std::string>* s
   return data;
 }
 
+ImageDataset read_unlabelled_images(const fs::path& root, std::vector<std::string>* skipped) {
+  GRAFT_CHECK(fs::is_directory(root), root.string(), ": no such folder", near_name(root));
+  Walk walk;
+  std::vector<fs::path> images;
+  walk.gather(root, images);
+  if (skipped != nullptr) *skipped = walk.rejected;
+  ImageDataset data;
+  for (fs::path& path : images) data.samples.push_back({std::move(path), 0, ""});
+  std::sort(data.samples.begin(), data.samples.end(),
+            [](const Sample& a, const Sample& b) { return a.path.native() < b.path.native(); });
+  return data;
+}
+
 Split stratified_split(const ImageDataset& data, double held_out_fraction, uint64_t seed) {
   GRAFT_CHECK(held_out_fraction >= 0 && held_out_fraction < 1,
               "stratified_split: expected a fraction in [0, 1), got ", held_out_fraction);

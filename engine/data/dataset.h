@@ -32,6 +32,10 @@ struct ImageDataset {
 // or file that cannot be read, a root that holds splits (train/, val/) instead of classes.
 ImageDataset read_image_folder(const std::filesystem::path& root,
                                std::vector<std::string>* skipped = nullptr);
+// Every image below a folder, sorted by path, without classes: all labels are 0. Throws as
+// read_image_folder does on what cannot be read; other files go into `skipped`.
+ImageDataset read_unlabelled_images(const std::filesystem::path& root,
+                                    std::vector<std::string>* skipped);
 // A CSV file (RFC 4180 quoting, UTF-8, header line) with the columns path (absolute, or relative to
 // the file), label (class name) and optionally group and split ("train", "val" or "test"); further
 // columns are ignored. Throws naming the line: a field missing, a file missing or listed twice, an

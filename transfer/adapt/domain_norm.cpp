@@ -64,6 +64,8 @@ DomainNorm::DomainNorm(Module& network, NormMode mode) : mode_(mode) {
   }
 }
 
+size_t DomainNorm::count(Module& network) { return batch_norms(network).size(); }
+
 void DomainNorm::use(Domain domain) {
   if (mode_ != NormMode::domain || domain == in_use_) return;
   for (Norm& norm : norms_) {
@@ -102,9 +104,7 @@ void DomainNorm::load_source_state(const StateDict& state) {
 void estimate_statistics(ImageModel& model, Batches& images, Device device) {
   const NoGrad guard;
   const std::vector<NamedNorm> norms = batch_norms(model);
-  GRAFT_CHECK(!norms.empty(),
-              "adabn: the network has no batch norm whose statistics could be the target's; choose "
-              "another --method or other --weights");
+  GRAFT_CHECK(!norms.empty(), "adabn: the network has no batch norm");
   struct Before {
     float momentum;
     bool frozen;

@@ -26,7 +26,8 @@ class DomainNorm {
   // Finds the batch norms of the network, and freezes their statistics if the mode says so.
   DomainNorm(Module& network, NormMode mode);
   NormMode mode() const { return mode_; }
-  size_t layers() const { return norms_.size(); }
+  // Of a network, its batch norms.
+  static size_t count(Module& network);
   // Puts this domain's running statistics into the network; of interest in mode `domain` only.
   void use(Domain domain);
   // The statistics that are not in the network, "bn1.running_mean" -> tensor on the CPU; empty but

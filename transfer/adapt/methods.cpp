@@ -7,8 +7,8 @@ namespace graft {
 
 const std::vector<MethodInfo>& adapt_methods() {
   static const std::vector<MethodInfo> all{
-      source_only_method(),
-      dann_method(),
+      source_only_method(), adabn_method(), dann_method(),    cdan_method(),
+      cdan_e_method(),      adda_method(),  entropy_method(),
   };
   return all;
 }

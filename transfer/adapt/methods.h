@@ -7,7 +7,12 @@
 namespace graft {
 
 MethodInfo source_only_method();
+MethodInfo adabn_method();
 MethodInfo dann_method();
+MethodInfo cdan_method();
+MethodInfo cdan_e_method();
+MethodInfo adda_method();
+MethodInfo entropy_method();
 
 const std::vector<MethodInfo>& adapt_methods();
 // Throws with near names, or all of them, when there is none of this name.

@@ -119,6 +119,25 @@ double neighbour_agreement(const Tensor& target_features, std::span<const int64_
   return static_cast<double>(agreed) / static_cast<double>(said.size());
 }
 
+double reverse_validation(const Tensor& target_features, std::span<const int64_t> predicted,
+                          const Tensor& source_features, std::span<const int64_t> source_labels,
+                          int64_t classes) {
+  constexpr const char* kOp = "reverse validator";
+  GRAFT_CHECK(!source_labels.empty() &&
+                  static_cast<int64_t>(source_labels.size()) == source_features.dim(0),
+              kOp, ": expected a label for each of ", source_features.dim(0), " source rows, got ",
+              source_labels.size());
+  const bool one_class = check_labels(kOp, predicted, target_features.dim(0), classes) == 1;
+  std::vector<int64_t> said(source_labels.size(), predicted[0]);
+  if (!one_class) {
+    said = LogisticRegression::fit(target_features, predicted, classes, {.l2 = 1e-2})
+               .predict(source_features);
+  }
+  int64_t right = 0;
+  for (size_t i = 0; i < said.size(); ++i) right += said[i] == source_labels[i];
+  return static_cast<double>(right) / static_cast<double>(said.size());
+}
+
 double discrepancy_score(const Tensor& source_features, const Tensor& target_features) {
   return -mmd_squared(source_features, target_features);
 }

@@ -35,6 +35,14 @@ double neighbour_agreement(const Tensor& target_features, std::span<const int64_
                            const Tensor& source_features, std::span<const int64_t> source_labels,
                            int64_t classes, int64_t k = 5);
 
+// Reverse validation (Zhong et al. 2010; Ganin et al. 2016) in its cheap form: a linear classifier
+// is fitted to the target features with the predictions as labels, and judged on labelled source
+// features; its accuracy. Where all predictions are one class it is that class's share. The
+// features are the checkpoint's own, so that a mistake both directions share goes unseen.
+double reverse_validation(const Tensor& target_features, std::span<const int64_t> predicted,
+                          const Tensor& source_features, std::span<const int64_t> source_labels,
+                          int64_t classes);
+
 // Minus the squared maximum mean discrepancy of source and target features (distance.h).
 double discrepancy_score(const Tensor& source_features, const Tensor& target_features);
 
