@@ -236,7 +236,7 @@ FinetuneCommand::FinetuneCommand(CLI::App& app) {
       "graft finetune --data photos --weights lite0.safetensors --out probe --freeze-features\n"
       "graft finetune --data photos --weights lite0.safetensors --out run --preset lp-ft "
       "--dry-run\n"
-      "graft finetune --data photos --weights lite0.safetensors --out run --lora 8 --lr 5e-3\n"
+      "graft finetune --data photos --weights lite0.safetensors --out run --lora 4 --lr 5e-3\n"
       "graft finetune --data photos --arch small_cnn --from-scratch --epochs 20 --out scratch\n"
       "graft finetune --resume run");
   command_->add_option("--out", out_, "folder of the run, to be made");
