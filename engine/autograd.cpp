@@ -5,6 +5,7 @@
 
 #include "engine/dispatch.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 
 namespace graft {
 namespace {
@@ -88,6 +89,7 @@ void backward(const Tensor& output, const Tensor& grad) {
   GRAFT_CHECK(!grad.defined() || (grad.shape() == output.shape() && grad.dtype() == output.dtype()),
               "backward: expected a gradient of ", output, ", got ", grad);
   NoGrad no_grad;
+  const RunningOp running("backward");
 
   // How many nodes will send a gradient to each node.
   std::unordered_map<Node*, int64_t> waiting;
@@ -129,6 +131,7 @@ void backward(const Tensor& output, const Tensor& grad) {
           node->backward, node->name,
           ": backward ran through this op before and its saved tensors are gone; compute the "
           "forward pass again");
+      const RunningOp op(node->name);
       Needs needs;
       for (const auto& input : node->inputs) needs.push_back(input != nullptr);
       results = node->backward(std::exchange(g, Tensor()), needs);

@@ -6,6 +6,7 @@
 #include "engine/broadcast.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 
 namespace graft {
 namespace {
@@ -120,6 +121,7 @@ Tensor checked_offsets(const char* op, const char* what, const Tensor& offsets, 
 Tensor scaled_dot_product_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                     const Tensor& mask, float scale) {
   constexpr const char* kOp = "scaled_dot_product_attention";
+  const RunningOp running(kOp);
   for (const Tensor* x : {&q, &k, &v}) check_rows(kOp, *x, q, "(b, heads, n, d)", 4);
   GRAFT_CHECK(k.dim(0) == q.dim(0) && k.dim(1) == q.dim(1) && k.dim(3) == q.dim(3), kOp,
               ": q and k differ in batch, heads or depth: ", q, " and ", k);
@@ -160,6 +162,7 @@ Tensor scaled_dot_product_attention_varlen(const Tensor& q, const Tensor& k, con
                                            const Tensor& query_offsets, const Tensor& key_offsets,
                                            float scale) {
   constexpr const char* kOp = "scaled_dot_product_attention_varlen";
+  const RunningOp running(kOp);
   for (const Tensor* x : {&q, &k, &v}) check_rows(kOp, *x, q, "(tokens, heads, d)", 3);
   GRAFT_CHECK(k.dim(1) == q.dim(1) && k.dim(2) == q.dim(2), kOp,
               ": q and k differ in heads or depth: ", q, " and ", k);

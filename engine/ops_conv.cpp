@@ -3,6 +3,7 @@
 #include "engine/derived.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 
 namespace graft {
 namespace {
@@ -160,6 +161,7 @@ Padding same_padding(int64_t in_height, int64_t in_width, int64_t kernel_height,
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
               const Conv2dOptions& options) {
+  const RunningOp running("conv2d");
   const ConvShape s = shape_of("conv2d", x, weight, bias, options);
   // A weight that is being trained changes before its packed form could be used again.
   const bool trained = grad_enabled() && weight.requires_grad();
@@ -179,6 +181,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
 
 Tensor conv2d_fused(const Tensor& x, const Tensor& weight, const Tensor& bias,
                     const Conv2dOptions& options, Activation activation, const Tensor& residual) {
+  const RunningOp running("conv2d_fused");
   const ConvShape s = shape_of("conv2d_fused", x, weight, bias, options);
   GRAFT_CHECK(
       !any_requires_grad({&x, &weight, &bias, &residual}),

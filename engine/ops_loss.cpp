@@ -2,6 +2,7 @@
 #include "engine/autograd.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 
 namespace graft {
 namespace {
@@ -45,6 +46,7 @@ void check_labels(const Tensor& labels, int64_t classes, int64_t ignore_index) {
 
 Tensor pair_loss(const char* op, PairLoss kind, const Tensor& x, const Tensor& target, float delta,
                  Reduction reduction, bool target_differentiable) {
+  const RunningOp running(op);
   check_float(op, "x", x);
   check_float(op, "target", target);
   GRAFT_CHECK(x.shape() == target.shape(), op, ": expected a target of the same shape as x, ",
@@ -87,6 +89,7 @@ Tensor pair_loss(const char* op, PairLoss kind, const Tensor& x, const Tensor& t
 
 Tensor softmax(const Tensor& x, int64_t axis) {
   constexpr const char* kOp = "softmax";
+  const RunningOp running(kOp);
   const AxisView v = split_at(kOp, x, axis);
   Tensor y = empty_like(x);
   GRAFT_KERNEL(softmax, x.device())
@@ -102,6 +105,7 @@ Tensor softmax(const Tensor& x, int64_t axis) {
 
 Tensor log_softmax(const Tensor& x, int64_t axis) {
   constexpr const char* kOp = "log_softmax";
+  const RunningOp running(kOp);
   const AxisView v = split_at(kOp, x, axis);
   Tensor y = empty_like(x);
   GRAFT_KERNEL(log_softmax, x.device())
@@ -118,6 +122,7 @@ Tensor log_softmax(const Tensor& x, int64_t axis) {
 Tensor cross_entropy(const Tensor& logits, const Tensor& given,
                      const CrossEntropyOptions& options) {
   constexpr const char* kOp = "cross_entropy";
+  const RunningOp running(kOp);
   check_float(kOp, "logits", logits);
   GRAFT_CHECK(logits.rank() == 2 && logits.dim(1) > 0, kOp,
               ": expected logits of shape (n, classes), got ", logits);

@@ -3,6 +3,7 @@
 #include "engine/derived.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 
 namespace graft {
 namespace {
@@ -37,6 +38,7 @@ Tensor product(const MatmulShape& s, const Tensor& a, const Tensor& b, const Ten
 }  // namespace
 
 Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b) {
+  const RunningOp running("matmul");
   check_matrix("matmul", "a", a, 2);
   check_matrix("matmul", "b", b, 2);
   check_device("matmul", "b", b, a);
@@ -114,6 +116,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const RunningOp running("linear");
   check_matrix("linear", "x", x, 1);
   GRAFT_CHECK(weight.defined() && weight.dtype() == Dtype::f32 && weight.rank() == 2,
               "linear: expected an f32 weight (out, in), got ", weight);

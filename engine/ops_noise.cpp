@@ -2,6 +2,7 @@
 #include "engine/autograd.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 
 namespace graft {
 namespace {
@@ -22,6 +23,7 @@ Tensor pass_through(const char* op, const Tensor& x) {
 
 Tensor dropout(const Tensor& x, float probability, bool training, RngKey key) {
   constexpr const char* kOp = "dropout";
+  const RunningOp running(kOp);
   check_noise(kOp, x, probability);
   if (!training || probability == 0) return pass_through(kOp, x);
   const auto mask = [=](const Tensor& in) {
@@ -36,6 +38,7 @@ Tensor dropout(const Tensor& x, float probability, bool training, RngKey key) {
 
 Tensor drop_path(const Tensor& x, float probability, bool training, RngKey key) {
   constexpr const char* kOp = "drop_path";
+  const RunningOp running(kOp);
   check_noise(kOp, x, probability);
   GRAFT_CHECK(x.rank() >= 1, kOp, ": expected samples along dimension 0, got ", x);
   if (!training || probability == 0) return pass_through(kOp, x);

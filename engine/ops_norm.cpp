@@ -3,6 +3,7 @@
 #include "engine/autograd.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 
 namespace graft {
 namespace {
@@ -41,6 +42,7 @@ Tensor zeros_of(bool needed, const Tensor& like) { return needed ? zeros_like(li
 Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& running_mean,
                   Tensor& running_var, const BatchNormOptions& options, const Tensor& residual) {
   constexpr const char* kOp = "batch_norm";
+  const RunningOp running(kOp);
   check_float(kOp, "x", x);
   GRAFT_CHECK(x.rank() >= 2, kOp, ": expected x with at least 2 dimensions (rows, channels), got ",
               x);
@@ -125,6 +127,7 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
 
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float epsilon) {
   constexpr const char* kOp = "layer_norm";
+  const RunningOp running(kOp);
   check_float(kOp, "x", x);
   GRAFT_CHECK(x.rank() >= 1, kOp, ": expected x with at least 1 dimension, got ", x);
   const Device device = x.device();
@@ -153,6 +156,7 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, flo
 Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias,
                   float epsilon) {
   constexpr const char* kOp = "group_norm";
+  const RunningOp running(kOp);
   check_float(kOp, "x", x);
   GRAFT_CHECK(x.rank() >= 2, kOp, ": expected x of shape (n, ..., c), got ", x);
   const Device device = x.device();

@@ -3,6 +3,7 @@
 #include "engine/broadcast.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 
 namespace graft {
 namespace {
@@ -13,6 +14,7 @@ void check_float(const char* op, const Tensor& x) {
 }
 
 Tensor unary(const char* name, Unary op, const Tensor& x, UnaryParams params = {}) {
+  const RunningOp running(name);
   check_float(name, x);
   Tensor y = empty_like(x);
   GRAFT_KERNEL(unary, x.device())
@@ -52,6 +54,7 @@ Grads product_grads(const char* name, Binary op, const Tensor& a, const Tensor& 
 }
 
 Tensor binary(const char* name, Binary op, const Tensor& a, const Tensor& b) {
+  const RunningOp running(name);
   check_float(name, a);
   check_float(name, b);
   GRAFT_CHECK(a.device() == b.device(), name, ": one tensor is on ", a.device(), ", the other on ",

@@ -2,6 +2,7 @@
 #include "engine/autograd.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 
 namespace graft {
 namespace {
@@ -59,6 +60,7 @@ Tensor image(const PoolShape& s, Device device) {
 }  // namespace
 
 Tensor max_pool2d(const Tensor& x, const Pool2dOptions& options) {
+  const RunningOp running("max_pool2d");
   const PoolShape s = shape_of("max_pool2d", x, options);
   Tensor y = pooled(s, x.device());
   GRAFT_KERNEL(max_pool, x.device())
@@ -73,6 +75,7 @@ Tensor max_pool2d(const Tensor& x, const Pool2dOptions& options) {
 }
 
 Tensor avg_pool2d(const Tensor& x, const Pool2dOptions& options) {
+  const RunningOp running("avg_pool2d");
   const PoolShape s = shape_of("avg_pool2d", x, options);
   Tensor y = pooled(s, x.device());
   GRAFT_KERNEL(avg_pool, x.device())
@@ -86,6 +89,7 @@ Tensor avg_pool2d(const Tensor& x, const Pool2dOptions& options) {
 }
 
 Tensor adaptive_avg_pool2d(const Tensor& x, int64_t out_height, int64_t out_width) {
+  const RunningOp running("adaptive_avg_pool2d");
   check_images("adaptive_avg_pool2d", x);
   GRAFT_CHECK(out_height > 0 && out_width > 0 && x.dim(1) > 0 && x.dim(2) > 0,
               "adaptive_avg_pool2d: image and output sizes must be at least 1, got ", x, " to ",

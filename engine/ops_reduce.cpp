@@ -5,6 +5,7 @@
 #include "engine/broadcast.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 
 namespace graft {
 namespace {
@@ -83,6 +84,7 @@ Tensor expand(const char* op, const Tensor& g, const Shape& shape, float factor)
 }
 
 Tensor sum_or_mean(const char* op, const Tensor& x, const Axes& axes, bool keep_dims, bool mean) {
+  const RunningOp running(op);
   check_float(op, x);
   const std::vector<bool> reduced = reduced_dims(op, x, axes);
   const ResultShape result = result_shape(x.shape(), reduced);
@@ -129,6 +131,7 @@ Tensor mean(const Tensor& x, const Axes& axes, bool keep_dims) {
 }
 
 Tensor max(const Tensor& x, const Axes& axes, bool keep_dims) {
+  const RunningOp running("max");
   check_float("max", x);
   const std::vector<bool> reduced = reduced_dims("max", x, axes);
   const ResultShape result = result_shape(x.shape(), reduced);
@@ -172,6 +175,7 @@ Tensor max(const Tensor& x, const Axes& axes, bool keep_dims) {
 }
 
 Tensor argmax(const Tensor& x, int64_t axis) {
+  const RunningOp running("argmax");
   check_float("argmax", x);
   const std::vector<bool> reduced = reduced_dims("argmax", x, {axis});
   const size_t d = static_cast<size_t>(axis < 0 ? axis + x.rank() : axis);

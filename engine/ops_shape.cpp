@@ -4,6 +4,7 @@
 #include "engine/autograd.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 
 namespace graft {
 namespace {
@@ -125,6 +126,7 @@ Tensor reshape(const Tensor& x, Shape shape) {
 }
 
 Tensor permute(const Tensor& x, const Axes& order) {
+  const RunningOp running("permute");
   check_defined("permute", x);
   std::vector<size_t> from, back(x.shape().size());
   std::vector<bool> seen(x.shape().size());
@@ -143,6 +145,7 @@ Tensor permute(const Tensor& x, const Axes& order) {
 }
 
 Tensor concat(const std::vector<Tensor>& parts, int64_t axis) {
+  const RunningOp running("concat");
   GRAFT_CHECK(!parts.empty(), "concat: expected at least one tensor, got none");
   const size_t d = checked_axis("concat", parts[0], axis);
   Shape shape = parts[0].shape();
@@ -179,6 +182,7 @@ Tensor concat(const std::vector<Tensor>& parts, int64_t axis) {
 }
 
 Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t count) {
+  const RunningOp running("slice");
   const size_t d = checked_axis("slice", x, axis);
   GRAFT_CHECK(start >= 0 && count >= 0 && start <= x.shape()[d] && count <= x.shape()[d] - start,
               "slice: entries ", start, " to ", start, " + ", count, " along axis ", axis,
@@ -192,6 +196,7 @@ Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t count) {
 }
 
 Tensor gather(const Tensor& x, const Tensor& index, int64_t axis) {
+  const RunningOp running("gather");
   const size_t d = checked_axis("gather", x, axis);
   GRAFT_CHECK(x.dtype() == Dtype::f32, "gather: expected an f32 tensor, got ", x);
   GRAFT_CHECK(index.defined() && index.dtype() == Dtype::i64 && index.rank() == x.rank(),
@@ -226,6 +231,7 @@ Tensor gather(const Tensor& x, const Tensor& index, int64_t axis) {
 }
 
 Tensor embedding(const Tensor& weight, const Tensor& ids) {
+  const RunningOp running("embedding");
   GRAFT_CHECK(weight.defined() && weight.dtype() == Dtype::f32 && weight.rank() == 2,
               "embedding: expected an f32 weight of shape (rows, width), got ", weight);
   const int64_t rows = weight.dim(0), width = weight.dim(1);
@@ -248,6 +254,7 @@ Tensor embedding(const Tensor& weight, const Tensor& ids) {
 }
 
 Tensor cast(const Tensor& x, Dtype dtype) {
+  const RunningOp running("cast");
   check_defined("cast", x);
   if (x.dtype() == dtype) return x;
   Tensor y(x.shape(), dtype, x.device());

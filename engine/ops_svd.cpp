@@ -10,6 +10,7 @@
 
 #include "engine/autograd.h"
 #include "engine/ops.h"
+#include "engine/running.h"
 #include "kernels/error.h"
 
 namespace graft {
@@ -22,6 +23,7 @@ using Decomposition = Eigen::BDCSVD<Eigen::MatrixXd>;
 
 Tensor singular_values(const Tensor& x) {
   constexpr const char* kOp = "singular_values";
+  const RunningOp running(kOp);
   GRAFT_CHECK(x.defined() && x.dtype() == Dtype::f32, kOp, ": expected an f32 tensor, got ", x,
               "; cast() converts");
   GRAFT_CHECK(x.rank() == 2, kOp, ": expected a matrix, got ", x);

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "engine/dispatch.h"
+#include "engine/running.h"
 #include "kernels/clip.h"
 
 namespace graft {
@@ -278,6 +279,7 @@ Optimizer::Optimizer(std::vector<ParameterGroup> groups) : groups_(std::move(gro
 }
 
 void Optimizer::step() {
+  const RunningOp running("optimizer step");
   collect();
   apply(advance());
 }
@@ -311,6 +313,7 @@ std::unique_ptr<Optimizer> make_adamw(std::vector<ParameterGroup> groups,
 
 float clip_grad_norm(const std::vector<NamedParameter>& parameters, float max_norm) {
   constexpr const char* kOp = "clip_grad_norm";
+  const RunningOp running(kOp);
   GRAFT_CHECK(max_norm >= 0, kOp, ": expected max_norm of at least 0, got ", max_norm);
   GradientList grads;
   std::vector<Tensor> tensors;

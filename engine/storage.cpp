@@ -13,6 +13,7 @@
 #include <thread>
 #include <unordered_map>
 
+#include "engine/running.h"
 #include "kernels/device.h"
 #include "kernels/error.h"
 
@@ -74,8 +75,8 @@ class Allocator {
         allocations_until_failure.load() > 0 && allocations_until_failure.fetch_sub(1) == 1;
     if (data == nullptr || injected) {
       if (data != nullptr) give_back(data, size, pool);
-      fail("out of memory on ", device_, ": ", bytes, " bytes wanted, ", stats_.in_use,
-           " in use by tensors, ", stats_.cached, " cached.", taken_elsewhere(),
+      fail("out of memory on ", device_, RunningOp::where(), ": ", bytes, " bytes wanted, ",
+           stats_.in_use, " in use by tensors, ", stats_.cached, " cached.", taken_elsewhere(),
            " Try a smaller batch, a smaller image size or a smaller model.");
     }
     stats_.in_use += size;

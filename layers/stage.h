@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/running.h"
 #include "layers/module.h"
 
 namespace graft {
@@ -16,7 +17,10 @@ class Stage : public Tappable {
   Stage(std::string name, std::vector<Module*> modules, Run run)
       : name_(std::move(name)), modules_(std::move(modules)), run_(std::move(run)) {}
 
-  Tensor operator()(const Tensor& x) const { return shown(run_(x)); }
+  Tensor operator()(const Tensor& x) const {
+    const RunningOp running(name_.c_str());
+    return shown(run_(x));
+  }
   // PyTorch's name of the module whose output it gives ("layer1.0", "features.3"), or, where the
   // family has no such module, a word of its own ("stem", "avgpool").
   const std::string& name() const { return name_; }

@@ -243,6 +243,20 @@ TEST_CASE("running out of memory anywhere leaves everything usable") {
   CHECK(memory_stats().in_use == in_use);
 }
 
+TEST_CASE("running out of memory names the op, forward and backward") {
+  Tensor x = leaf({1, -2, 3, 4});
+  const auto fault = [](int64_t nth, const auto& run) {
+    fail_allocation(nth);
+    const std::string message = error_of(run);
+    fail_allocation(0);
+    return message;
+  };
+  CHECK(contains(fault(1, [&] { relu(x); }), "out of memory on cpu in relu: 16 bytes wanted"));
+  const Tensor y = relu(x), g = Tensor::full({4}, 1.0f);
+  CHECK(contains(fault(1, [&] { backward(y, g); }), "out of memory on cpu in backward > relu: 16"));
+  CHECK(contains(fault(1, [&] { Tensor plain({4}); }), "out of memory on cpu: 16 bytes wanted"));
+}
+
 TEST_CASE("a gradient that could not be added to is as it was") {
   Tensor x = leaf({1, 2});
   backward(sum(mul(x, 2.0f)));

@@ -101,9 +101,14 @@ bool takes_bf16(const std::string& op) {
 
 class RowRun {
  public:
-  RowRun(const std::vector<Input>& inputs, const Call& call, const Reference& reference,
-         const Options& options, Dtype reals)
-      : inputs_(inputs), call_(call), reference_(reference), options_(options), reals_(reals) {
+  RowRun(const std::string& op, const std::vector<Input>& inputs, const Call& call,
+         const Reference& reference, const Options& options, Dtype reals)
+      : op_(op),
+        inputs_(inputs),
+        call_(call),
+        reference_(reference),
+        options_(options),
+        reals_(reals) {
     for (size_t i = 0; i < inputs.size(); ++i) {
       arrays_.push_back(make_input(inputs[i], reals, {options.seed, 0, static_cast<uint32_t>(i)}));
     }
@@ -137,6 +142,7 @@ class RowRun {
     if (any_gradient) check_gradients(first);
     check_repeatable(first, all);
     check_unrecorded();
+    if (expected_.size() <= kFullGradient) check_named();
     if (any_gradient && std::count(all.begin(), all.end(), true) > 1) check_one_at_a_time(all);
     return problems_;
   }
@@ -332,6 +338,34 @@ class RowRun {
     check_result(off.result, " inside NoGrad");
   }
 
+  // When memory runs out inside the op, a message names it. (A row's call may allocate by itself as
+  // well, and an op may allocate nothing.)
+  void check_named() {
+    const std::string ending = " " + op_ + ":", inside = " " + op_ + " > ";
+    std::string last;
+    for (int64_t nth = 1;; ++nth) {
+      Tensors tensors;
+      for (const Array& array : arrays_) tensors.push_back(to_tensor(array).to(test_device()));
+      const Tensors given = as_given(tensors);
+      fail_allocation(nth);
+      try {
+        call_(given);
+        fail_allocation(0);
+        break;
+      } catch (const Error& error) {
+        fail_allocation(0);
+        last = error.what();
+      }
+      if (last.find(ending) != std::string::npos || last.find(inside) != std::string::npos) return;
+    }
+    if (!last.empty()) {
+      report(
+          "does not name itself when memory runs out: open it with a RunningOp "
+          "(engine/running.h); the message: ",
+          last);
+    }
+  }
+
   void check_one_at_a_time(const std::vector<bool>& all) {
     for (size_t i = 0; i < all.size(); ++i) {
       if (!all[i]) continue;
@@ -342,6 +376,7 @@ class RowRun {
     }
   }
 
+  const std::string& op_;
   const std::vector<Input>& inputs_;
   const Call& call_;
   const Reference& reference_;
@@ -387,10 +422,10 @@ std::vector<std::string> run_row(const std::string& op, const std::vector<Input>
                                  const Options& options) {
   std::vector<std::string> problems;
   try {
-    problems = RowRun(inputs, call, reference, options, Dtype::f32).problems();
+    problems = RowRun(op, inputs, call, reference, options, Dtype::f32).problems();
     if (options.bf16 && problems.empty() && takes_bf16(op)) {
       for (const std::string& problem :
-           RowRun(inputs, call, reference, options, Dtype::bf16).problems()) {
+           RowRun(op, inputs, call, reference, options, Dtype::bf16).problems()) {
         problems.push_back("in bf16: " + problem);
       }
     }

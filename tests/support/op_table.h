@@ -8,6 +8,7 @@
 //     with NaN), nothing is written past an end (guard bytes) and no input is changed;
 //   - results and gradients are the same bits on every run and with any number of threads;
 //   - without recording the values are the same and no node is recorded;
+//   - when memory runs out inside the op, the message names it;
 //   - the same with bf16 inputs (but for those marked parameter()): the result has that type and is
 //     off by its own rounding only, because sums are f32.
 //
