@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
 #include "kernels/types.h"
@@ -67,6 +68,9 @@ bool is_simulated();
 // synchronises as it should does not notice. A real device has its own order.
 enum class ThreadOrder : uint8_t { forward, reverse, random };
 void set_thread_order(ThreadOrder order, uint64_t seed = 0);
+// The CUDA call with this number, counting from 1 now, and all after it find a simulated device
+// lost.
+void lose_simulated_device(int64_t nth_call);
 // Plugs a simulated device in again after an error that would have ended a real one's context.
 void reset_simulated_device();
 

@@ -4,6 +4,7 @@
 #include <limits>
 #include <omp.h>
 
+#include "engine/running.h"
 #include "tests/support/op_table.h"
 
 using namespace graft;
@@ -29,6 +30,7 @@ enum class Bug {
   one_bad_element,
   wrong_type,
   wrong_shape,
+  nameless,  // when memory runs out
 };
 
 // Doubles x; gradient 2 g.
@@ -100,7 +102,11 @@ bool rejected(Bug bug) {
   std::vector<std::string> problems;
   const auto add_row = [&](const std::vector<Input>& inputs, const Call& call,
                            const Reference& reference, const Tolerance& tolerance = kPointwise) {
-    for (const std::string& line : run_row("seeded", inputs, call, reference, tolerance)) {
+    const Call named = [&](const Tensors& in) {
+      const RunningOp running(bug == Bug::nameless ? "unseeded" : "seeded");
+      return call(in);
+    };
+    for (const std::string& line : run_row("seeded", inputs, named, reference, tolerance)) {
       problems.push_back(line);
     }
   };
@@ -160,6 +166,7 @@ TEST_CASE("ops with a mistake are rejected") {
   CHECK(rejected(Bug::one_bad_element));
   CHECK(rejected(Bug::wrong_type));
   CHECK(rejected(Bug::wrong_shape));
+  CHECK(rejected(Bug::nameless));
 }
 
 TEST_CASE("the comparison is per element and knows what is not finite") {

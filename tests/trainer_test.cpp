@@ -8,6 +8,7 @@
 
 #include "engine/autograd.h"
 #include "engine/io/weights.h"
+#include "kernels/device.h"
 #include "kernels/error.h"
 #include "tests/support/pictures.h"
 #include "tests/support/test_device.h"
@@ -203,6 +204,70 @@ TEST_CASE("a crash between two files repeats the lost steps") {
   resume(options.out, {}, quiet);
   // Newer weights and metrics beside the older state.
   write_file_atomically(options.out / "state.safetensors", old_state);
+  resume(options.out, {}, quiet);
+  check_same_run(folder / "whole", options.out);
+}
+
+// Loses the device in the middle of a step, counted in batches and then in CUDA calls.
+struct LoseDevice : Observer {
+  LoseDevice(int64_t batches, int64_t calls) : left(batches), nth_call(calls) {}
+  void progress(const Progress&) override {
+    if (--left == 0) cuda::lose_simulated_device(nth_call);
+  }
+  int64_t left, nth_call;
+};
+
+TEST_CASE("a lost device is one message, and the resumed run ends with the same bytes") {
+  if (test::test_device().is_cpu() || !cuda::is_simulated()) return;
+  const TemporaryFolder folder;
+  FinetuneOptions options = small_run(folder / "whole");
+  options.epochs = 2;
+  options.save_minutes = 0;  // after every step
+  finetune(options);
+  for (const int64_t nth_call : {1, 40}) {
+    CAPTURE(nth_call);
+    options.out = folder / ("lost" + std::to_string(nth_call));
+    LoseDevice observer(3, nth_call);
+    std::string message;
+    try {
+      finetune(options, observer);
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    cuda::reset_simulated_device();
+    CAPTURE(message);
+    CHECK(message.find("CUDA reports cudaErrorLaunchFailure") != std::string::npos);
+    CHECK(message.ends_with("graft finetune --resume " + options.out.string()));
+    Observer quiet;
+    resume(options.out, {}, quiet);
+    check_same_run(folder / "whole", options.out);
+  }
+}
+
+// Memory runs out at some allocation of a step; the run is there to be continued.
+TEST_CASE("running out of memory while training leaves a run that resumes") {
+  const TemporaryFolder folder;
+  FinetuneOptions options = small_run(folder / "whole");
+  options.epochs = 2;
+  finetune(options);
+  struct RunOut : Observer {
+    void progress(const Progress&) override {
+      if (--left == 0) fail_allocation(12);
+    }
+    int64_t left = 3;
+  } observer;
+  options.out = folder / "short";
+  std::string message;
+  try {
+    finetune(options, observer);
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  fail_allocation(0);
+  CAPTURE(message);
+  CHECK(message.starts_with("out of memory on "));
+  CHECK(message.ends_with("graft finetune --resume " + options.out.string()));
+  Observer quiet;
   resume(options.out, {}, quiet);
   check_same_run(folder / "whole", options.out);
 }

@@ -8,6 +8,18 @@
 #include "transfer/training_loop.h"
 
 namespace graft {
+namespace {
+
+// For a handler: throws what went wrong, and that the run can go on from its last save.
+[[noreturn]] void fail_resumably(const std::exception& error, const RunFolder& folder) {
+  if (dynamic_cast<const Error*>(&error) == nullptr) throw;
+  const std::string what = error.what(), path = folder.path.string();
+  fail(what, what.ends_with('.') ? " " : ". ", path,
+       " holds the run as last saved; continue it with: graft finetune --resume ", path);
+}
+
+}  // namespace
+
 FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
   const RunFolder folder{options.out};
   const bool keeps = !options.out.empty();
@@ -30,9 +42,10 @@ FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
   }
   try {
     return loop.run();
-  } catch (const std::exception&) {
+  } catch (const std::exception& error) {
     // Nothing was learnt yet: leave no run that blocks the next try.
     if (keeps && !loop.has_trained()) folder.remove_run();
+    if (keeps && loop.has_trained()) fail_resumably(error, folder);
     throw;
   }
 }
@@ -93,7 +106,11 @@ FinetuneResult resume(const std::filesystem::path& path, const ResumeOptions& ch
       run.state.finished
           ? text("the run is finished: ", run.state.epoch, " epochs, ", run.state.step, " steps")
           : text("continuing in epoch ", run.state.epoch + 1, " after step ", run.state.step));
-  return TrainingLoop(std::move(run), observer).run();
+  try {
+    return TrainingLoop(std::move(run), observer).run();
+  } catch (const std::exception& error) {
+    fail_resumably(error, folder);
+  }
 }
 
 }  // namespace graft

@@ -47,6 +47,12 @@ void set_thread_order([[maybe_unused]] ThreadOrder order, [[maybe_unused]] uint6
 #endif
 }
 
+void lose_simulated_device([[maybe_unused]] int64_t nth_call) {
+#ifdef GRAFT_SIMT
+  simt::fail_call(nth_call, cudaErrorLaunchFailure, true);
+#endif
+}
+
 void reset_simulated_device() {
 #ifdef GRAFT_SIMT
   simt::reset_device();
