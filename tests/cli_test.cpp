@@ -116,8 +116,8 @@ const fs::path& trained() {
 TEST_CASE("help with examples for the program and every command") {
   const Outcome all = graft_program({"--help"});
   CHECK(all.code == 0);
-  for (const char* name : {"finetune", "adapt", "plan", "evaluate", "verdict", "rank", "predict",
-                           "convert", "merge", "inspect", "info"}) {
+  for (const char* name : {"finetune", "adapt", "plan", "evaluate", "verdict", "rank", "distance",
+                           "forgetting", "predict", "convert", "merge", "inspect", "info"}) {
     CHECK(contains(all.out, name));
     const Outcome one = graft_program({name, "--help"});
     CHECK(one.code == 0);
@@ -201,6 +201,8 @@ TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdou
        "contradict"},
       {{"verdict", "--resume", out, "--lr", "0.1"}, "--lr cannot change"},
       {{"rank", "--data", data, "--candidates", "w"}, "at least 2"},
+      {{"distance", "--source", data, "--weights", "w"}, "--target"},
+      {{"forgetting", "--before", "w", "--data", data}, "--after"},
       {{"rank", "--data", data, "--candidates", "w", "v", "--score", "prob"},
        "did you mean probe?"},
   };
@@ -252,6 +254,8 @@ TEST_CASE("work that cannot be done is exit code 1, names the file and leaves no
        "too few for 17 seeds"},
       {{"verdict", "--resume", out}, "no verdict to resume"},
       {{"rank", "--data", data, "--candidates", trained(), "/none.pth"}, "/none.pth"},
+      {{"distance", "--source", data, "--target", "/nowhere", "--weights", last}, "/nowhere"},
+      {{"forgetting", "--before", cut, "--after", last, "--data", data}, "cut.safetensors"},
       {{"rank", "--data", data, "--candidates", trained(), trained()}, "given twice"},
       {{"rank", "--data", folder / "one", "--candidates", trained(), last}, "class"},
       {{"predict", "--weights", "/none.safetensors", text}, "/none.safetensors"},
@@ -574,6 +578,24 @@ TEST_CASE("rank: a table for people, an object for machines") {
   CHECK(ranking["candidates"][0]["h-score"]["value"] >=
         ranking["candidates"][1]["h-score"]["value"]);
   CHECK(ranking["candidates"][1]["leep"]["low"] <= ranking["candidates"][1]["leep"]["high"]);
+}
+
+TEST_CASE("distance and forgetting: words for people, an object for machines") {
+  const std::string data = pictures().string(), last = trained().parent_path() / "last.safetensors";
+  std::vector<std::string> distance{"distance",  "--source",        data, "--target", data,
+                                    "--weights", trained().string()};
+  std::vector<std::string> forgetting{"forgetting", "--before", last, "--after",
+                                      last,         "--data",   data};
+  CHECK(contains(graft_program(distance).out, "no gap is seen"));
+  CHECK(contains(graft_program(forgetting).out, "no forgetting is seen"));
+  distance.push_back("--json");
+  forgetting.push_back("--json");
+  const json gap = json_lines(graft_program(distance).out).at(0);
+  CHECK(gap["gap"] == "none");
+  CHECK(gap["source_images"] == 32);
+  const json kept = json_lines(graft_program(forgetting).out).at(0);
+  CHECK(kept["head"]["change"]["value"] == 0);
+  CHECK(kept["images"] == 32);
 }
 
 }  // namespace

@@ -44,6 +44,8 @@ void add_plan(CLI::App& app);
 void add_evaluate(CLI::App& app);
 void add_verdict(CLI::App& app);
 void add_rank(CLI::App& app);
+void add_distance(CLI::App& app);
+void add_forgetting(CLI::App& app);
 void add_predict(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_merge(CLI::App& app);

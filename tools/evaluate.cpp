@@ -1,5 +1,4 @@
 // `graft evaluate`: how well trained weights do on labelled images.
-#include <algorithm>
 #include <iostream>
 
 #include "tools/command.h"
@@ -19,25 +18,6 @@ struct EvaluateOptions {
   bool json = false;
   ComputeOptions compute;
 };
-
-// Turns the data's labels into the model's class indices, by name.
-void relabel(ImageDataset& data, const ModelCard& card, const std::string& path) {
-  GRAFT_CHECK(!card.class_names.empty(), "evaluate: the weights carry no class names, so ", path,
-              " cannot be matched with them; convert the weights again with graft convert");
-  std::vector<int64_t> index_of;
-  for (const std::string& name : data.class_names) {
-    const auto found = std::find(card.class_names.begin(), card.class_names.end(), name);
-    if (found == card.class_names.end()) {
-      std::vector<std::string> known = card.class_names;
-      if (known.size() > 10) known.resize(10);
-      fail(path, ": class \"", name, "\" is not one of the model's ", card.class_names.size(),
-           " classes ", known, known.size() < card.class_names.size() ? " ..." : "");
-    }
-    index_of.push_back(found - card.class_names.begin());
-  }
-  for (Sample& sample : data.samples) sample.label = index_of[static_cast<size_t>(sample.label)];
-  data.class_names = card.class_names;
-}
 
 nlohmann::ordered_json to_json(const EvaluateOptions& options, const Evaluation& result,
                                const std::vector<std::string>& names, int64_t positive) {
@@ -109,7 +89,7 @@ void run_evaluate(const EvaluateOptions& options) {
   const Device device = options.compute.apply();
   LoadedModel loaded = load_model(options.weights);
   ImageDataset data = read_images(options.data, options.split);
-  relabel(data, loaded.card, options.data);
+  match_classes(data, loaded.card, options.data);
   const int64_t positive = positive_class(data.class_names, options.positive);
   std::vector<int64_t> everything(data.samples.size());
   for (size_t i = 0; i < everything.size(); ++i) everything[i] = static_cast<int64_t>(i);

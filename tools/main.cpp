@@ -64,6 +64,8 @@ int run(int argc, char** argv) {
   add_evaluate(app);
   add_verdict(app);
   add_rank(app);
+  add_distance(app);
+  add_forgetting(app);
   add_predict(app);
   add_convert(app);
   add_merge(app);

@@ -8,23 +8,6 @@
 #include "transfer/batches.h"
 
 namespace graft {
-namespace {
-
-// The head over stored features, a batch at a time.
-Tensor logits_of(FeatureNetwork& network, const Tensor& features, int64_t batch) {
-  const NoGrad guard;
-  const int64_t n = features.dim(0), classes = network.model->classes();
-  std::vector<float> values;
-  values.reserve(static_cast<size_t>(n * classes));
-  for (int64_t begin = 0; begin < n; begin += batch) {
-    const Tensor part = narrow(features, begin, std::min(batch, n - begin)).to(network.device);
-    const std::vector<float> rows = network.model->head(part).to_vector<float>();
-    values.insert(values.end(), rows.begin(), rows.end());
-  }
-  return Tensor::of(values, {n, classes});
-}
-
-}  // namespace
 
 FeatureNetwork open_features(const std::filesystem::path& weights, Device device, Dtype precision) {
   FeatureNetwork network;
@@ -62,12 +45,25 @@ ExtractedFeatures extract_features(FeatureNetwork& network, const ImageDataset& 
   Features features = compute_features(*network.model, *batches, network.device, keep_going);
   ExtractedFeatures result;
   if (!features.values.defined()) return result;
-  if (network.has_head) result.logits = logits_of(network, features.values, options.batch);
+  if (network.has_head) result.logits = head_outputs(network, features.values, options.batch);
   result.features = std::move(features.values);
   result.labels = std::move(features.labels);
   result.indices = std::move(features.indices);
   result.bad_images = batches->bad_images();
   return result;
+}
+
+Tensor head_outputs(FeatureNetwork& network, const Tensor& features, int64_t batch) {
+  const NoGrad guard;
+  const int64_t n = features.dim(0), classes = network.model->classes();
+  std::vector<float> values;
+  values.reserve(static_cast<size_t>(n * classes));
+  for (int64_t begin = 0; begin < n; begin += batch) {
+    const Tensor part = narrow(features, begin, std::min(batch, n - begin)).to(network.device);
+    const std::vector<float> rows = network.model->head(part).to_vector<float>();
+    values.insert(values.end(), rows.begin(), rows.end());
+  }
+  return Tensor::of(values, {n, classes});
 }
 
 }  // namespace graft

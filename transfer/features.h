@@ -45,4 +45,8 @@ ExtractedFeatures extract_features(FeatureNetwork& network, const ImageDataset& 
                                    const ExtractOptions& options,
                                    const std::function<bool(int64_t)>& keep_going);
 
+// The network's own head over features of its width, its own or another's: f32 (n, classes) on the
+// CPU.
+Tensor head_outputs(FeatureNetwork& network, const Tensor& features, int64_t batch);
+
 }  // namespace graft

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine/io/weights.h"
+#include "engine/near_names.h"
 #include "kernels/error.h"
 
 namespace graft {
@@ -153,6 +154,25 @@ ImageDataset read_images(const fs::path& path, const std::string& split) {
   }
   GRAFT_CHECK(!chosen.samples.empty(), path.string(), ": no row has the split \"", split, "\"");
   return chosen;
+}
+
+void match_classes(ImageDataset& data, const ModelCard& card, const std::string& path) {
+  GRAFT_CHECK(!card.class_names.empty(), "the weights carry no class names, so ", path,
+              " cannot be matched with them; convert the weights again with graft convert");
+  std::vector<int64_t> index_of;
+  for (const std::string& name : data.class_names) {
+    const auto found = std::find(card.class_names.begin(), card.class_names.end(), name);
+    if (found == card.class_names.end()) {
+      std::vector<std::string> known = card.class_names;
+      if (known.size() > 10) known.resize(10);
+      fail(path, ": class \"", name, "\" is not one of the model's ", card.class_names.size(),
+           " classes ", known, known.size() < card.class_names.size() ? " ..." : "",
+           did_you_mean(name, card.class_names));
+    }
+    index_of.push_back(found - card.class_names.begin());
+  }
+  for (Sample& sample : data.samples) sample.label = index_of[static_cast<size_t>(sample.label)];
+  data.class_names = card.class_names;
 }
 
 }  // namespace graft

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "engine/data/dataset.h"
+#include "layers/models/zoo.h"
 
 namespace graft {
 
@@ -31,5 +32,9 @@ int64_t positive_class(const std::vector<std::string>& class_names, const std::s
 
 // All images of a folder of classes, or a manifest's rows with this split ("" for all).
 ImageDataset read_images(const std::filesystem::path& data, const std::string& split = "");
+
+// Turns the data's labels into a model's class indices, by name. Throws on a class that the model
+// does not have, and on a model without names.
+void match_classes(ImageDataset& data, const ModelCard& card, const std::string& path);
 
 }  // namespace graft

@@ -104,6 +104,18 @@ Interval mean_interval(std::span<const double> values, double confidence) {
   return {mean, mean - reach, mean + reach};
 }
 
+Interval resampled_interval(std::span<const double> values, double held_out_ratio,
+                            double confidence) {
+  check_confidence(confidence);
+  GRAFT_CHECK(values.size() >= 2 && held_out_ratio > 0,
+              "resampled_interval: expected at least 2 values and a positive ratio, got ",
+              values.size(), " and ", held_out_ratio);
+  const double mean = mean_of(values), n = static_cast<double>(values.size());
+  const double reach = student_t_quantile(0.5 + confidence / 2, n - 1) * deviation_of(values) *
+                       std::sqrt(1 / n + held_out_ratio);
+  return {mean, mean - reach, mean + reach};
+}
+
 Interval proportion_interval(int64_t successes, int64_t trials, double confidence) {
   check_confidence(confidence);
   GRAFT_CHECK(trials > 0 && successes >= 0 && successes <= trials,

@@ -30,6 +30,11 @@ double student_t_probability(double t, double freedom);
 // The mean and its t interval: of paired differences, that of a paired t-test. A single value says
 // nothing about its uncertainty: the interval is infinite.
 Interval mean_interval(std::span<const double> values, double confidence = 0.95);
+// The mean of values from random splits of one collection into a part that trained and a part that
+// judged, with the corrected resampled t interval (Nadeau and Bengio 2003): the splits overlap, so
+// that held_out_ratio, judging rows over training rows, is added to 1 / n. Two values at least.
+Interval resampled_interval(std::span<const double> values, double held_out_ratio,
+                            double confidence = 0.95);
 // Wilson's score interval of a proportion (Wilson 1927): sane near 0 and 1, where the usual one
 // leaves [0, 1].
 Interval proportion_interval(int64_t successes, int64_t trials, double confidence = 0.95);
