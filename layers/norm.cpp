@@ -4,6 +4,15 @@
 
 namespace graft {
 
+namespace {
+
+Tensor activated(const Tensor& x, Activation activation) {
+  if (activation == Activation::relu) return relu(x);
+  return activation == Activation::relu6 ? relu6(x) : x;
+}
+
+}  // namespace
+
 BatchNorm2d::BatchNorm2d(int64_t channels, float epsilon, float momentum)
     : weight(Tensor::full({channels}, 1.0f)),
       bias(Tensor::zeros({channels})),
@@ -26,9 +35,29 @@ Tensor BatchNorm2d::apply(const Tensor& x, Activation activation, const Tensor& 
   options.momentum = momentum_;
   options.epsilon = epsilon_;
   options.activation = activation;
-  Tensor result = batch_norm(x, weight, bias, running_mean, running_var, options, residual);
+  Tensor result = batch_statistics && stochastic_ > 0
+                      ? apply_stochastic(x, options, residual)
+                      : batch_norm(x, weight, bias, running_mean, running_var, options, residual);
   if (batch_statistics) ++*num_batches_tracked.mutable_data<int64_t>();
   return result;
+}
+
+Tensor BatchNorm2d::apply_stochastic(const Tensor& x, const BatchNormOptions& options,
+                                     const Tensor& residual) {
+  BatchNormOptions batch = options;
+  batch.activation = Activation::none;
+  BatchNormOptions running = batch;
+  running.training = false;
+  // With the running statistics as they were before this batch.
+  const Tensor by_running = batch_norm(x, weight, bias, running_mean, running_var, running);
+  const Tensor by_batch = batch_norm(x, weight, bias, running_mean, running_var, batch);
+  // 1 where a channel keeps the batch's statistics: dropout scales what it keeps by 1 or more.
+  const Tensor ones = Tensor::full({x.dim(-1)}, 1.0f, x.device());
+  const Tensor kept = clamp(dropout(ones, stochastic_, true, next_key()), 0, 1);
+  const Tensor dropped = sub(ones, kept);
+  Tensor y = add(mul(by_batch, cast(kept, x.dtype())), mul(by_running, cast(dropped, x.dtype())));
+  if (residual.defined()) y = add(y, residual);
+  return activated(y, options.activation);
 }
 
 const BatchNorm2d::Folded& BatchNorm2d::fold_into(const Conv2d& conv) {
@@ -70,14 +99,17 @@ void set_batch_norm_momentum(Module& root, float momentum) {
   change_batch_norms(root, [momentum](BatchNorm2d& norm) { norm.set_momentum(momentum); });
 }
 
+void set_stochastic_norm(Module& root, float probability) {
+  change_batch_norms(root, [probability](BatchNorm2d& norm) { norm.set_stochastic(probability); });
+}
+
 Tensor conv_bn_act(Conv2d& conv, BatchNorm2d& bn, const Tensor& x, Activation activation,
                    const Tensor& residual) {
   if (bn.tapped()) {
     // Its own output is wanted: what would be fused into it comes after.
     Tensor y = bn(conv(x));
     if (residual.defined()) y = add(y, residual);
-    if (activation == Activation::relu) return relu(y);
-    return activation == Activation::relu6 ? relu6(y) : y;
+    return activated(y, activation);
   }
   const bool gradient =
       any_requires_grad({&x, &conv.weight, &conv.bias, &bn.weight, &bn.bias, &residual});

@@ -27,6 +27,11 @@ class BatchNorm2d : public Module {
   float momentum() const { return momentum_; }
   bool uses_running_statistics() const { return frozen_ || !training(); }
   float epsilon() const { return epsilon_; }
+  // StochNorm (Kou et al., "Stochastic normalization", NeurIPS 2020): where batch statistics are
+  // used, each channel is normalised with the running ones instead with this probability, drawn
+  // anew for every batch. The running ones move as without it. 0: off.
+  void set_stochastic(float probability) { stochastic_ = probability; }
+  float stochastic() const { return stochastic_; }
 
   Tensor weight, bias, running_mean, running_var;  // (channels)
   Tensor num_batches_tracked;                      // i64, rank 0, on the CPU
@@ -41,7 +46,9 @@ class BatchNorm2d : public Module {
   };
   const Folded& fold_into(const Conv2d& conv);
 
-  float epsilon_, momentum_;
+  Tensor apply_stochastic(const Tensor& x, const BatchNormOptions& options, const Tensor& residual);
+
+  float epsilon_, momentum_, stochastic_ = 0;
   bool frozen_ = false;
   std::unique_ptr<Folded> folded_;
 };
@@ -50,6 +57,9 @@ class BatchNorm2d : public Module {
 void freeze_batch_norm(Module& root, bool on);
 // Sets the momentum of every batch norm of a module tree.
 void set_batch_norm_momentum(Module& root, float momentum);
+
+// Sets the probability of StochNorm in every batch norm of a module tree.
+void set_stochastic_norm(Module& root, float probability);
 
 // act(bn(conv(x)) + residual): the building stone of every convolutional network here. Where a
 // gradient is wanted or batch statistics are, a convolution and a fused batch norm; otherwise

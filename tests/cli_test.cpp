@@ -186,6 +186,11 @@ TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdou
       {{"finetune", "--data", data, "--out", out, "--weights", "w", "--lora", "0"}, "rank from 1"},
       {{"finetune", "--data", data, "--out", out, "--weights", "w", "--lora-alpha", "8"},
        "give a rank"},
+      {{"finetune", "--data", data, "--out", out, "--weights", "w", "--l2-sp", "0.1,0.2,0.3"},
+       "--l2-sp"},
+      {{"finetune", "--data", data, "--out", out, "--weights", "w", "--ema", "-0.5"}, "--ema"},
+      {{"finetune", "--data", data, "--out", out, "--weights", "w", "--ema", "0.9", "--swa", "0.5"},
+       "give one of the two"},
       {{"merge", "--weights", "w", "--delta", "d", "model.pt"}, "must end in .safetensors"},
       {{"finetune", "--resume", out, "--epochs", "9"}, "--epochs cannot change"},
       {{"finetune", "--data", data, "--out", out, "--from-scratch", "--arch", "resnet5"},
@@ -320,6 +325,17 @@ TEST_CASE("finetune: plain text tells what to do next, JSON is one object a line
   for (const json& line : json_lines(file_bytes(folder / "json" / "metrics.jsonl"))) {
     CHECK(line["timing"]["seconds"].is_number());
   }
+}
+
+TEST_CASE("finetune: the dry run says what a step minimises") {
+  const std::vector<std::string> arguments{
+      "finetune", "--data",  pictures().string(), "--weights", trained().string(),
+      "--l2-sp",  "0.1,0.2", "--mixup",           "0.5",       "--dry-run"};
+  const Outcome outcome = graft_program(arguments);
+  CHECK(outcome.code == 0);
+  CHECK(contains(outcome.out,
+                 "objective: cross entropy, mixup 0.5 + L2-SP (0.1 towards the start, 0.2 on the "
+                 "head)\n"));
 }
 
 TEST_CASE("evaluate and predict agree with each other and with metrics.jsonl") {

@@ -9,6 +9,7 @@
 #include "tools/find_lr.h"
 #include "tools/plan_view.h"
 #include "tools/progress.h"
+#include "tools/regularise_flags.h"
 #include "tools/stop_signal.h"
 
 namespace graft {
@@ -237,6 +238,7 @@ FinetuneCommand::FinetuneCommand(CLI::App& app) {
       "graft finetune --data photos --weights lite0.safetensors --out run --preset lp-ft "
       "--dry-run\n"
       "graft finetune --data photos --weights lite0.safetensors --out run --lora 4 --lr 5e-3\n"
+      "graft finetune --data photos --weights lite0.safetensors --out run --mixup 0.2 --ema 0.99\n"
       "graft finetune --data photos --arch small_cnn --from-scratch --epochs 20 --out scratch\n"
       "graft finetune --resume run");
   command_->add_option("--out", out_, "folder of the run, to be made");
@@ -244,6 +246,7 @@ FinetuneCommand::FinetuneCommand(CLI::App& app) {
   add_data();
   add_model();
   add_training();
+  assignments_.push_back(add_regularise_flags(*command_));
   command_->add_flag("--dry-run", dry_run_, "print what would train, layer by layer, and stop");
   command_->add_flag("--find-lr", find_rate_,
                      "instead of training try learning rates from 1e-7 to 10 and suggest one");

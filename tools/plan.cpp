@@ -150,6 +150,7 @@ void print_planned(const PlannedRun& planned, bool json) {
     out["train_images"] = planned.train_images;
     out["validation_images"] = planned.validation_images;
     out["steps_per_epoch"] = planned.steps_per_epoch;
+    out["objective"] = planned.objective;
     for (size_t i = 0; i < phases.size(); ++i) {
       Json rows = Json::array();
       for (const LayerRow& row : planned.layers[i]) rows.push_back(row_json(row));
@@ -167,6 +168,7 @@ void print_planned(const PlannedRun& planned, bool json) {
               << "\n";
     print_layers(planned.layers[i]);
   }
+  std::cout << "objective: " << planned.objective << "\n";
   std::cout << "MB: weights, and gradients and optimizer state of what trains; activations come on "
                "top\n";
 }

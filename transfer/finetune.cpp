@@ -57,7 +57,11 @@ FinetuneResult finetune(const FinetuneOptions& options) {
 
 PlannedRun plan_finetune(const FinetuneOptions& options, Observer& observer) {
   const PreparedRun run = prepare(options, observer);
+  for (const std::string& note : check_objective(options, run.plan, *run.model)) {
+    observer.message(note);
+  }
   PlannedRun planned;
+  planned.objective = describe_objective(options);
   planned.plan = run.plan;
   for (const Phase& phase : planned.plan.phases) {
     planned.layers.push_back(layer_rows(*run.model, phase, options.optimizer));
@@ -89,6 +93,12 @@ FinetuneResult resume(const std::filesystem::path& path, const ResumeOptions& ch
                           " threads and continues with ", omp_get_max_threads(),
                           ": its last bits may differ"));
   }
+  GRAFT_CHECK(
+      !run.options.regularise.needs_start() ||
+          sha256_hex(run.options.weights) == config.weights_sha256,
+      run.options.weights.string(),
+      ": are not the weights the run was started with, and its objective holds on to those; "
+      "restore the file");
   StoredState stored = read_state(folder);
   run.card = std::move(stored.card);
   run.state = std::move(stored.state);

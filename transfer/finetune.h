@@ -71,6 +71,7 @@ struct PlannedRun {
   std::vector<std::vector<LayerRow>> layers;  // of each phase
   int64_t train_images = 0, validation_images = 0;
   int64_t steps_per_epoch = 0;
+  std::string objective;  // what a step minimises, in a line
 };
 PlannedRun plan_finetune(const FinetuneOptions& options, Observer& observer);
 

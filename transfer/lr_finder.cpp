@@ -73,6 +73,10 @@ LrFinderResult find_learning_rate(const FinetuneOptions& options, const LrFinder
               finder.highest);
   GRAFT_CHECK(finder.steps >= 10, "find-lr: expected at least 10 steps, got ", finder.steps);
   PreparedRun run = prepare(options, observer);
+  const RegulariseOptions& terms = options.regularise;
+  if (terms.mixes() || terms.needs_start() || terms.bss > 0 || terms.stoch_norm > 0) {
+    observer.message("the rates are tried with plain cross-entropy, without the regularisers");
+  }
   ImageModel& model = *run.model;
   model.to(options.device);
   model.set_precision(options.precision);

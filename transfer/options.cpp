@@ -150,6 +150,7 @@ void check_options(const FinetuneOptions& o) {
   at_least("plateau epochs", static_cast<double>(o.schedule.plateau_epochs), 1);
   at_least("alpha", o.schedule.alpha, 0);
   at_least("beta", o.schedule.beta, 0);
+  check_regularisation(o);
 }
 
 namespace {
@@ -214,6 +215,16 @@ void each_member(Options& o, const Visit& visit) {
   visit("beta", o.schedule.beta);
   visit("label_smoothing", o.label_smoothing);
   visit("class_weights", o.class_weights);
+  visit("l2_sp", o.regularise.l2_sp);
+  visit("l2_sp_head", o.regularise.l2_sp_head);
+  visit("delta", o.regularise.delta);
+  visit("bss", o.regularise.bss);
+  visit("bss_values", o.regularise.bss_values);
+  visit("stoch_norm", o.regularise.stoch_norm);
+  visit("mixup", o.regularise.mixup);
+  visit("cutmix", o.regularise.cutmix);
+  visit("ema", o.regularise.ema);
+  visit("swa", o.regularise.swa);
   visit("criterion", o.criterion);
   visit("positive_class", o.positive_class);
   visit("patience", o.patience);

@@ -12,6 +12,7 @@
 #include "engine/data/transform.h"
 #include "kernels/types.h"
 #include "layers/lora.h"
+#include "transfer/regularise/options.h"
 #include "transfer/schedule.h"
 
 namespace graft {
@@ -82,6 +83,7 @@ struct FinetuneOptions {
   Schedule schedule;
   float label_smoothing = 0;
   ClassWeighting class_weights = ClassWeighting::none;
+  RegulariseOptions regularise;
 
   // --- selection of the best epoch
   Criterion criterion = Criterion::accuracy;

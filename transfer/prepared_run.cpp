@@ -67,6 +67,13 @@ void describe(const TaskData& data, Observer& observer) {
   }
 }
 
+std::unique_ptr<ImageModel> starting_model(const PreparedRun& run) {
+  const FinetuneOptions& options = run.options;
+  return std::move(load_for_task(options.weights, run.card.classes, options.channels,
+                                 options.dropout, {options.seed, 0, 0})
+                       .model);
+}
+
 PreparedRun prepare(const FinetuneOptions& options, Observer& observer) {
   check_options(options);
   PreparedRun run;

@@ -24,6 +24,10 @@ struct PreparedRun {
 // A new run. Tells the observer what it found; throws on what finetune() refuses.
 PreparedRun prepare(const FinetuneOptions& options, Observer& observer);
 
+// The network as it was before the first step of a run from pre-trained weights, on the CPU. Reads
+// the weights once more.
+std::unique_ptr<ImageModel> starting_model(const PreparedRun& run);
+
 // Who trains and who judges, in lines for people.
 void describe(const TaskData& data, Observer& observer);
 

@@ -150,6 +150,7 @@ void write_state(const RunFolder& folder, const RunState& state, const ModelCard
   StateDict tensors;
   for (const auto& [name, tensor] : state.model) tensors["model/" + name] = tensor;
   for (const auto& [name, tensor] : state.optimizer) tensors["optimizer/" + name] = tensor;
+  for (const auto& [name, tensor] : state.average) tensors["average/" + name] = tensor;
   Metadata metadata = to_metadata(card);
   metadata["state.epoch"] = text(state.epoch);
   metadata["state.batch"] = text(state.batch);
@@ -164,6 +165,7 @@ void write_state(const RunFolder& folder, const RunState& state, const ModelCard
   metadata["state.since_best"] = text(state.since_best);
   metadata["state.since_reduced"] = text(state.since_reduced);
   metadata["state.reductions"] = text(state.reductions);
+  metadata["state.averaged"] = text(state.averaged);
   metadata["state.finished"] = text(state.finished);
   write_safetensors(folder.state(), tensors, metadata);
 }
@@ -187,13 +189,18 @@ StoredState read_state(const RunFolder& folder) {
   state.since_best = values.integer("since_best");
   state.since_reduced = values.integer("since_reduced");
   state.reductions = values.integer("reductions");
+  state.averaged = values.integer("averaged");
   state.finished = values.integer("finished") != 0;
   for (const FileTensor& entry : file.tensors) {
     const size_t slash = entry.name.find('/');
     const std::string part = entry.name.substr(0, slash);
-    GRAFT_CHECK(slash != std::string::npos && (part == "model" || part == "optimizer"),
-                folder.state().string(), ": unexpected tensor \"", entry.name, "\"");
-    (part == "model" ? state.model : state.optimizer)[entry.name.substr(slash + 1)] = entry.tensor;
+    std::map<std::string, Tensor>* parts = part == "model"       ? &state.model
+                                           : part == "optimizer" ? &state.optimizer
+                                           : part == "average"   ? &state.average
+                                                                 : nullptr;
+    GRAFT_CHECK(slash != std::string::npos && parts != nullptr, folder.state().string(),
+                ": unexpected tensor \"", entry.name, "\"");
+    (*parts)[entry.name.substr(slash + 1)] = entry.tensor;
   }
   return stored;
 }

@@ -18,12 +18,14 @@ uint64_t generator_step(int64_t step) { return static_cast<uint64_t>(step) + 1; 
 
 }  // namespace
 
-TrainStep::TrainStep(Module& model, Forward forward, Optimizer& optimizer, TrainStepOptions options)
+TrainStep::TrainStep(Module& model, Forward forward, const Objective& objective,
+                     Optimizer& optimizer, TrainStepOptions options)
     : model_(model),
       forward_(std::move(forward)),
+      objective_(objective),
       optimizer_(optimizer),
       options_(std::move(options)) {
-  unrecordable_ = options_.device.is_cpu() || !options_.graphs;
+  unrecordable_ = options_.device.is_cpu() || !options_.graphs || !objective_.recordable();
 }
 
 TrainStep::Outcome TrainStep::operator()(const Batch& batch, uint64_t seed, int64_t step,
@@ -38,15 +40,18 @@ TrainStep::Outcome TrainStep::operator()(const Batch& batch, uint64_t seed, int6
   if (batch.images.shape() != shape_ || repeats_ <= kStepsBeforeRecording) {
     return run(batch, seed, step, meanwhile);
   }
-  if (graph_ == nullptr || seed != seed_) record(batch, seed);
-  return replay(batch, step, meanwhile);
+  // What is drawn here is drawn for every step; the rest is recorded.
+  const Objective::Input input = objective_.input(batch, seed, generator_step(step));
+  if (graph_ == nullptr || seed != seed_) record(input, seed);
+  return replay(input, step, meanwhile);
 }
 
 TrainStep::Outcome TrainStep::run(const Batch& batch, uint64_t seed, int64_t step,
                                   const std::function<void()>& meanwhile) {
   begin_rng_step(seed, generator_step(step));
-  const Tensor logits = forward_(batch.images.to(options_.device));
-  const Tensor loss = cross_entropy(logits, batch.labels, options_.loss);
+  const Objective::Input input = objective_.input(batch, seed, generator_step(step));
+  const Tensor logits = forward_(input.images);
+  const Tensor loss = objective_.loss(logits, input);
   const Tensor predicted = argmax(logits.detach());
   meanwhile();
   const Outcome result = outcome(loss, predicted, step);
@@ -56,13 +61,13 @@ TrainStep::Outcome TrainStep::run(const Batch& batch, uint64_t seed, int64_t ste
   return result;
 }
 
-void TrainStep::record(const Batch& batch, uint64_t seed) {
+void TrainStep::record(const Objective::Input& input, uint64_t seed) {
   seed_ = seed;
   graph_.reset();
   // What the steps before used is free now, and the recorded step keeps memory of its own.
   release_cached_memory(options_.device);
-  images_ = Tensor(batch.images.shape(), Dtype::f32, options_.device);
-  labels_ = Tensor(batch.labels.shape(), Dtype::i64, options_.device);
+  input_.images = Tensor(input.images.shape(), Dtype::f32, options_.device);
+  input_.target = Tensor(input.target.shape(), input.target.dtype(), options_.device);
   const std::vector<NamedTensor> tensors = model_.named_tensors();
   std::vector<uint64_t> versions;
   std::vector<int64_t> counts;
@@ -77,8 +82,8 @@ void TrainStep::record(const Batch& batch, uint64_t seed) {
   try {
     graph->record([&] {
       begin_rng_step(seed, 0, numbers_->rng_step());
-      const Tensor logits = forward_(images_);
-      const Tensor loss = cross_entropy(logits, labels_, options_.loss);
+      const Tensor logits = forward_(input_.images);
+      const Tensor loss = objective_.loss(logits, input_);
       loss_ = loss.detach();
       predicted_ = argmax(logits.detach());
       backward(loss);
@@ -105,11 +110,11 @@ void TrainStep::record(const Batch& batch, uint64_t seed) {
   graph_ = std::move(graph);
 }
 
-TrainStep::Outcome TrainStep::replay(const Batch& batch, int64_t step,
+TrainStep::Outcome TrainStep::replay(const Objective::Input& input, int64_t step,
                                      const std::function<void()>& meanwhile) {
   numbers_->set(generator_step(step), optimizer_.advance());
-  images_.copy_from(batch.images);
-  labels_.copy_from(batch.labels);
+  input_.images.copy_from(input.images);
+  input_.target.copy_from(input.target);
   graph_->run();
   for (auto& [counter, difference] : counters_) *counter.mutable_data<int64_t>() += difference;
   // For whoever keeps a form of them. The others stay as they are: what was recorded may read such

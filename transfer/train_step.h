@@ -12,19 +12,20 @@
 #include "layers/module.h"
 #include "transfer/batches.h"
 #include "transfer/evaluation.h"
+#include "transfer/regularise/objective.h"
 
 namespace graft {
 
 struct TrainStepOptions {
   Device device;
-  CrossEntropyOptions loss;
   bool graphs = true;  // record steps as CUDA graphs
 };
 
 class TrainStep {
  public:
   // model: whose counters and caches the step concerns.
-  TrainStep(Module& model, Forward forward, Optimizer& optimizer, TrainStepOptions options);
+  TrainStep(Module& model, Forward forward, const Objective& objective, Optimizer& optimizer,
+            TrainStepOptions options);
 
   struct Outcome {
     double loss = 0;
@@ -41,12 +42,14 @@ class TrainStep {
  private:
   Outcome run(const Batch& batch, uint64_t seed, int64_t step,
               const std::function<void()>& meanwhile);
-  void record(const Batch& batch, uint64_t seed);
-  Outcome replay(const Batch& batch, int64_t step, const std::function<void()>& meanwhile);
+  void record(const Objective::Input& input, uint64_t seed);
+  Outcome replay(const Objective::Input& input, int64_t step,
+                 const std::function<void()>& meanwhile);
   Outcome outcome(const Tensor& loss, const Tensor& predicted, int64_t step) const;
 
   Module& model_;
   Forward forward_;
+  const Objective& objective_;
   Optimizer& optimizer_;
   TrainStepOptions options_;
 
@@ -59,7 +62,8 @@ class TrainStep {
   std::unique_ptr<StepGraph> graph_;
   std::unique_ptr<StepNumbers> numbers_;
   uint64_t seed_ = 0;
-  Tensor images_, labels_, loss_, predicted_;
+  Objective::Input input_;
+  Tensor loss_, predicted_;
   std::vector<std::pair<Tensor, int64_t>> counters_;  // what a step adds to each host counter
   std::vector<Tensor> changed_;                       // weights and statistics that a step changes
 };

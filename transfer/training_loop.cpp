@@ -49,13 +49,22 @@ TrainingLoop::TrainingLoop(PreparedRun run, Observer& observer)
   if (options.batch_norm_momentum >= 0) {
     set_batch_norm_momentum(*run_.model, options.batch_norm_momentum);
   }
+  for (const std::string& note : check_objective(options, run_.plan, *run_.model)) {
+    observer_.message(note);
+  }
   enter_phase();
   run_.state.model.clear();
-  loss_options_.label_smoothing = options.label_smoothing;
+  CrossEntropyOptions loss;
+  loss.label_smoothing = options.label_smoothing;
   if (options.class_weights == ClassWeighting::balanced) {
     const std::vector<float> weights =
         balanced_class_weights(class_counts(run_.data.all, run_.data.split.train));
-    loss_options_.class_weights = Tensor::of(weights).to(options.device);
+    loss.class_weights = Tensor::of(weights).to(options.device);
+  }
+  objective_ = std::make_unique<Objective>(*run_.model, options, std::move(loss),
+                                           [&] { return starting_model(run_); });
+  if (!options.device.is_cpu() && options.graphs && !objective_->recordable()) {
+    observer_.message("steps are not recorded as CUDA graphs: BSS needs the host in each");
   }
 }
 
@@ -95,6 +104,11 @@ void TrainingLoop::enter_phase() {
     run_.proofs.resize(phase_);
     run_.proofs.push_back(hash_frozen(phase().name, frozen));
   }
+  if (options.regularise.ema >= 0 || options.regularise.swa >= 0) {
+    average_ = std::make_unique<WeightAverage>(model, phase(), options.regularise);
+    if (!state.average.empty()) average_->load(state.average, state.averaged);
+  }
+  state.average.clear();
   state.optimizer.clear();
 }
 
@@ -108,7 +122,7 @@ int64_t TrainingLoop::step_of_phase() const {
 
 // The features of a frozen network are the same in every epoch unless the images change.
 bool TrainingLoop::stores_features() const {
-  if (augments(run_.options.augmentation)) return false;
+  if (augments(run_.options.augmentation) || run_.options.regularise.mixes()) return false;
   const std::string head = run_.model->head_name() + ".";
   const std::vector<NamedTensor> frozen = frozen_tensors(*run_.model, phase());
   size_t features = 0, frozen_features = 0;
@@ -173,9 +187,8 @@ bool TrainingLoop::make_batches() {
     forward_ = [&model](const Tensor& x) { return model.forward(x); };
   }
   feed_ = std::make_unique<DeviceBatches>(*train_, options.device);
-  train_step_ =
-      std::make_unique<TrainStep>(model, forward_, *optimizer_,
-                                  TrainStepOptions{options.device, loss_options_, options.graphs});
+  train_step_ = std::make_unique<TrainStep>(model, forward_, *objective_, *optimizer_,
+                                            TrainStepOptions{options.device, options.graphs});
   const int64_t batches = train_->count();
   if (options.steps > 0) {
     total_steps_ = phase_steps_ = options.steps;
@@ -255,6 +268,7 @@ void TrainingLoop::train_step(const Batch& batch) {
   }
   const TrainStep::Outcome outcome =
       (*train_step_)(batch, options.seed, step, [&] { feed_->prefetch(); });
+  if (average_) average_->after_step();
 
   EpochSums& sums = run_.state.sums;
   const std::vector<int64_t>& predicted = outcome.predicted;
@@ -278,6 +292,13 @@ bool TrainingLoop::judge_epoch() {
   report.train_accuracy = static_cast<double>(state.sums.correct) / samples;
   report.images_per_second = samples / state.sums.seconds;
   const Clock::time_point start = Clock::now();
+  std::optional<WeightAverage::Guard> averaged;
+  if (average_) {
+    const int64_t epochs = run_.options.steps > 0 ? epochs_ : phase_end_ - phase_begin_;
+    average_->after_epoch(state.epoch + 1 - phase_begin_, epochs);
+    if (average_->begun()) averaged.emplace(*average_);
+  }
+  if (averaged && !estimate_statistics()) return false;
   if (validation_) {
     run_.model->eval();
     const LoraMerged merged(*run_.model);
@@ -304,6 +325,27 @@ bool TrainingLoop::judge_epoch() {
   run_.reports.push_back(report);
   observer_.epoch_done(report);
   return true;
+}
+
+// EMA averages the statistics, too; those of SWA's weights are in none of the epochs.
+bool TrainingLoop::estimate_statistics() {
+  const FinetuneOptions& options = run_.options;
+  if (options.regularise.swa < 0 || !moves_statistics(*run_.model, phase())) return true;
+  LoaderOptions loader;
+  loader.batch_size = options.batch;
+  loader.channels = options.channels;
+  loader.workers = options.workers;
+  loader.bad_image = options.bad_image;
+  const auto images = static_cast<int64_t>(run_.data.split.train.size());
+  loader.drop_last = images > options.batch && images % options.batch == 1;
+  const std::unique_ptr<Batches> all =
+      image_batches(run_.data.all, run_.data.split.train, run_.card.preprocessing, {}, loader);
+  return graft::estimate_statistics(*run_.model, phase(), *all, options.device, [&](int64_t done) {
+    Progress progress{Progress::Phase::features};
+    progress.done = done;
+    progress.total = images;
+    return keep_going(progress);
+  });
 }
 
 void TrainingLoop::select(EpochReport& report) {
@@ -376,6 +418,8 @@ void TrainingLoop::save() {
   best_unsaved_ = false;
   state.model = run_.model->state_dict();
   state.optimizer = optimizer_->state();
+  if (average_) state.average = average_->state();
+  if (average_) state.averaged = average_->count();
   if (state.step > 0) {
     write_safetensors(folder_.last(), adapted ? merged_state_dict(*run_.model) : state.model,
                       to_metadata(run_.card));
@@ -385,6 +429,7 @@ void TrainingLoop::save() {
   write_state(folder_, state, run_.card);
   state.model.clear();
   state.optimizer.clear();
+  state.average.clear();
 }
 
 void TrainingLoop::restore_best() {
@@ -401,6 +446,8 @@ FinetuneResult TrainingLoop::result(bool interrupted) {
   FinetuneResult result;
   if (train_) append(bad_images_, train_->bad_images());
   if (validation_) append(bad_images_, validation_->bad_images());
+  train_step_.reset();
+  objective_.reset();  // its taps are on the model
   merge_adapters(*run_.model);
   run_.model->eval();
   result.model = std::move(run_.model);

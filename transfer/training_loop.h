@@ -8,6 +8,7 @@
 #include "transfer/batches.h"
 #include "transfer/evaluation.h"
 #include "transfer/prepared_run.h"
+#include "transfer/regularise/weight_average.h"
 #include "transfer/train_step.h"
 
 namespace graft {
@@ -30,7 +31,8 @@ class TrainingLoop {
   bool make_batches();  // false: a stop was requested
   bool train_epoch();   // false: a stop was requested
   void train_step(const Batch& batch);
-  bool judge_epoch();  // false: a stop was requested
+  bool judge_epoch();          // false: a stop was requested
+  bool estimate_statistics();  // of averaged weights; false: a stop was requested
   bool out_of_patience() const;
   double value_of(const EpochReport& report) const;
   bool keep_going(Progress progress);  // reports; false: a stop was requested
@@ -44,9 +46,10 @@ class TrainingLoop {
   RunFolder folder_;
   std::unique_ptr<Batches> train_, validation_;
   std::unique_ptr<DeviceBatches> feed_;  // train_'s
+  std::unique_ptr<Objective> objective_;
   std::unique_ptr<Optimizer> optimizer_;
-  std::vector<float> base_rates_;  // of the optimizer's groups
-  CrossEntropyOptions loss_options_;
+  std::unique_ptr<WeightAverage> average_;  // of the phase; null: the last weights are judged
+  std::vector<float> base_rates_;           // of the optimizer's groups
   size_t phase_ = 0;
   int64_t phase_begin_ = 0, phase_end_ = 0;  // its epochs
   bool batches_of_images_ = false;           // train_ and validation_ hold for any phase

@@ -1,0 +1,46 @@
+// What a training step minimises: cross-entropy over the batch, mixed or not, and the terms of the
+// regularisers.
+#pragma once
+
+#include "engine/ops.h"
+#include "transfer/batches.h"
+#include "transfer/plan.h"
+#include "transfer/regularise/mixing.h"
+#include "transfer/regularise/regulariser.h"
+
+namespace graft {
+
+class Objective {
+ public:
+  // The model is on its device, in its precision, and outlives the objective. `start` is called
+  // once, where a regulariser wants it.
+  Objective(ImageModel& model, const FinetuneOptions& options, CrossEntropyOptions loss,
+            const StartingModel& start);
+
+  struct Input {
+    Tensor images;  // on the device
+    Tensor target;  // labels as the batch has them, or class probabilities on the device
+  };
+  // What the step with these random numbers learns from.
+  Input input(const Batch& batch, uint64_t seed, uint64_t step) const;
+  // After the model ran over input.images and gave these logits.
+  Tensor loss(const Tensor& logits, const Input& input) const;
+  // Whether steps can be recorded as CUDA graphs.
+  bool recordable() const;
+
+ private:
+  RegulariseOptions options_;
+  CrossEntropyOptions loss_;
+  int64_t classes_;
+  Device device_;
+  std::vector<std::unique_ptr<Regulariser>> regularisers_;
+};
+
+// Which of the options say nothing in which phase, for people. Throws Error naming one that says
+// nothing in any.
+std::vector<std::string> check_objective(const FinetuneOptions& options, const Plan& plan,
+                                         ImageModel& model);
+// Whether some batch norm uses batch statistics in this phase, and moves the running ones.
+bool moves_statistics(ImageModel& model, const Phase& phase);
+
+}  // namespace graft
