@@ -1,6 +1,7 @@
 // What every op asks of its arguments, in one wording.
 #pragma once
 
+#include "engine/ops.h"
 #include "engine/tensor.h"
 #include "kernels/error.h"
 
@@ -25,6 +26,12 @@ inline void check_parameter(const char* op, const char* what, const Tensor& x, c
               " to be an f32 tensor, got ", x, "; cast() converts");
   GRAFT_CHECK(x.device() == like.device(), op, ": ", what, " is on ", x.device(),
               " but the first argument is on ", like.device(), "; move one with to()");
+}
+
+// op(x) for a bf16 x of an op whose kernels take f32 alone: through an f32 copy, rounded once.
+template <class Op>
+Tensor through_f32(const Tensor& x, const Op& op) {
+  return cast(op(cast(x, Dtype::f32)), Dtype::bf16);
 }
 
 }  // namespace graft

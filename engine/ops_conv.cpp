@@ -1,5 +1,6 @@
 // Convolution: dense and grouped on the library, depthwise on our own kernels.
 #include "engine/autograd.h"
+#include "engine/checks.h"
 #include "engine/derived.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
@@ -17,17 +18,10 @@ int64_t output_size(const char* op, const char* side, int64_t in, int64_t before
   return (in + before + after - reach) / stride + 1;
 }
 
-void check_f32(const char* op, const char* what, const Tensor& x, const Tensor& other) {
-  GRAFT_CHECK(x.defined() && x.dtype() == Dtype::f32, op, ": expected ", what,
-              " to be an f32 tensor, got ", x);
-  GRAFT_CHECK(x.device() == other.device(), op, ": ", what, " is on ", x.device(), " but x is on ",
-              other.device(), "; move one with to()");
-}
-
 ConvShape shape_of(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias,
                    const Conv2dOptions& options) {
-  check_f32(op, "x", x, x);
-  check_f32(op, "weight", weight, x);
+  check_real(op, "x", x);
+  check_parameter(op, "weight", weight, x);
   GRAFT_CHECK(x.rank() == 4, op, ": expected x (n, h, w, c), got ", x);
   GRAFT_CHECK(weight.rank() == 4, op, ": expected weight (out, kh, kw, c / groups), got ", weight);
   const Padding& pad = options.padding;
@@ -48,7 +42,7 @@ ConvShape shape_of(const char* op, const Tensor& x, const Tensor& weight, const 
   GRAFT_CHECK(weight.dim(3) == in / groups, op, ": x has ", in, " channels, so with ", groups,
               " groups expected weight (out, kh, kw, ", in / groups, "), got ", weight);
   if (bias.defined()) {
-    check_f32(op, "bias", bias, x);
+    check_parameter(op, "bias", bias, x);
     GRAFT_CHECK(bias.shape() == Shape{out}, op, ": expected bias [", out, "], got ", bias);
   }
   ConvShape s{.batch = x.dim(0),
@@ -68,7 +62,8 @@ ConvShape shape_of(const char* op, const Tensor& x, const Tensor& weight, const 
               .pad_bottom = pad.bottom,
               .pad_left = pad.left,
               .pad_right = pad.right,
-              .groups = groups};
+              .groups = groups,
+              .dtype = x.dtype()};
   s.out_height = output_size(op, "height", s.in_height, pad.top, pad.bottom, s.kernel_height,
                              s.stride_height, s.dilation_height);
   s.out_width = output_size(op, "width", s.in_width, pad.left, pad.right, s.kernel_width,
@@ -84,12 +79,12 @@ Tensor depthwise_memory(const ConvShape& s, Device device) {
 
 Tensor forward(const ConvShape& s, const Tensor& x, const Tensor& weight, const Tensor& bias,
                const Tensor& residual, Activation activation, bool keep) {
-  Tensor y({s.batch, s.out_height, s.out_width, s.out_channels}, Dtype::f32, x.device());
+  Tensor y({s.batch, s.out_height, s.out_width, s.out_channels}, s.dtype, x.device());
   if (y.numel() == 0) return y;
   if (s.depthwise()) {
     Tensor scratch = depthwise_memory(s, x.device());
     GRAFT_KERNEL(depthwise_forward, x.device())
-    (s, y.mutable_data<float>(), x.data<float>(), weight.data<float>(), data_or_null(bias),
+    (s, y.mutable_reals(), x.reals(), weight.data<float>(), data_or_null(bias),
      residual.defined() ? Activation::none : activation, scratch.mutable_data<float>());
     if (!residual.defined()) return y;
     // No network adds a residual to a depthwise convolution: two more passes are good enough.
@@ -102,26 +97,25 @@ Tensor forward(const ConvShape& s, const Tensor& x, const Tensor& weight, const 
   const LibraryWeight packed = library_weight(weight, plan, keep);
   const Storage scratch(plan.scratch_bytes, x.device());
   GRAFT_KERNEL(conv_forward, x.device())
-  (plan, y.mutable_data<float>(), x.data<float>(), packed.data, data_or_null(bias),
-   data_or_null(residual), scratch.data());
+  (plan, y.mutable_reals(), x.reals(), packed.data, data_or_null(bias), residual.reals(),
+   scratch.data());
   return y;
 }
 
 Tensor backward_data(const ConvShape& s, const Tensor& g, const Tensor& weight, bool keep) {
-  Tensor dx({s.batch, s.in_height, s.in_width, s.in_channels}, Dtype::f32, g.device());
+  Tensor dx({s.batch, s.in_height, s.in_width, s.in_channels}, s.dtype, g.device());
   if (dx.numel() == 0) return dx;
   if (s.depthwise()) {
     Tensor scratch = depthwise_memory(s, g.device());
     GRAFT_KERNEL(depthwise_backward_data, g.device())
-    (s, dx.mutable_data<float>(), g.data<float>(), weight.data<float>(),
-     scratch.mutable_data<float>());
+    (s, dx.mutable_reals(), g.reals(), weight.data<float>(), scratch.mutable_data<float>());
     return dx;
   }
   const LibraryPlan plan = GRAFT_KERNEL(conv_backward_data_plan, g.device())(s);
   const LibraryWeight packed = library_weight(weight, plan, keep);
   const Storage scratch(plan.scratch_bytes, g.device());
   GRAFT_KERNEL(conv_backward_data, g.device())
-  (plan, dx.mutable_data<float>(), g.data<float>(), packed.data, scratch.data());
+  (plan, dx.mutable_reals(), g.reals(), packed.data, scratch.data());
   return dx;
 }
 
@@ -132,13 +126,13 @@ Tensor backward_weight(const ConvShape& s, const Tensor& g, const Tensor& x) {
   if (s.depthwise()) {
     Tensor scratch = depthwise_memory(s, g.device());
     GRAFT_KERNEL(depthwise_backward_weight, g.device())
-    (s, dw.mutable_data<float>(), x.data<float>(), g.data<float>(), scratch.mutable_data<float>());
+    (s, dw.mutable_data<float>(), x.reals(), g.reals(), scratch.mutable_data<float>());
     return dw;
   }
   const LibraryPlan plan = GRAFT_KERNEL(conv_backward_weight_plan, g.device())(s);
   const Storage scratch(plan.scratch_bytes, g.device());
   GRAFT_KERNEL(conv_backward_weight, g.device())
-  (plan, dw.mutable_data<float>(), x.data<float>(), g.data<float>(), scratch.data());
+  (plan, dw.mutable_data<float>(), x.reals(), g.reals(), scratch.data());
   return dw;
 }
 
@@ -174,7 +168,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
                   Grads grads(3);
                   if (needs[0]) grads[0] = backward_data(s, g, weight.get("conv2d"), !trained);
                   if (needs[1]) grads[1] = backward_weight(s, g, x.get("conv2d"));
-                  if (needs[2]) grads[2] = sum(g, {0, 1, 2});
+                  if (needs[2]) grads[2] = sum(cast(g, Dtype::f32), {0, 1, 2});
                   return grads;
                 });
 }
@@ -188,7 +182,7 @@ Tensor conv2d_fused(const Tensor& x, const Tensor& weight, const Tensor& bias,
       "conv2d_fused: is for inference and has no gradient; put the call in a NoGrad scope or "
       "use conv2d");
   if (residual.defined()) {
-    check_f32("conv2d_fused", "residual", residual, x);
+    check_like("conv2d_fused", "residual", residual, x);
     const Shape expected{s.batch, s.out_height, s.out_width, s.out_channels};
     GRAFT_CHECK(residual.shape() == expected, "conv2d_fused: expected a residual of ", expected,
                 ", got ", residual);

@@ -1,5 +1,7 @@
-// Matrix products.
+// Matrix products. In bf16 the sums are f32 and a result is rounded once; a weight and its gradient
+// are f32, the weight is cast where it is used (and kept cast where it is frozen).
 #include "engine/autograd.h"
+#include "engine/checks.h"
 #include "engine/derived.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
@@ -9,29 +11,23 @@ namespace graft {
 namespace {
 
 void check_matrix(const char* op, const char* what, const Tensor& x, int64_t least_rank) {
-  GRAFT_CHECK(x.defined() && x.dtype() == Dtype::f32 && x.rank() >= least_rank, op, ": expected ",
-              what, " to be f32 of rank ", least_rank, " or more, got ", x);
-}
-void check_device(const char* op, const char* what, const Tensor& x, const Tensor& other) {
-  GRAFT_CHECK(x.device() == other.device(), op, ": ", what, " is on ", x.device(),
-              " but the first argument is on ", other.device(), "; move one with to()");
+  check_real(op, what, x);
+  GRAFT_CHECK(x.rank() >= least_rank, op, ": expected ", what, " of rank ", least_rank,
+              " or more, got ", x);
 }
 
 // result = a b (+ bias). With packed_b the packed form is kept beside b.
 Tensor product(const MatmulShape& s, const Tensor& a, const Tensor& b, const Tensor& bias,
                Shape result_shape) {
-  Tensor y(std::move(result_shape), Dtype::f32, a.device());
+  if (s.k == 0) return Tensor::zeros(std::move(result_shape), s.y_dtype, a.device());
+  Tensor y(std::move(result_shape), s.y_dtype, a.device());
   if (y.numel() == 0) return y;
-  if (s.k == 0) {
-    y.fill(0.0f);
-    return y;
-  }
   const LibraryPlan plan = GRAFT_KERNEL(matmul_plan, a.device())(s);
   const LibraryWeight second = library_weight(b, plan, s.packed_b);
   const Storage scratch(plan.scratch_bytes, a.device());
   GRAFT_KERNEL(matmul, a.device())
-  (plan, y.mutable_data<float>(), a.data<float>(), second.data,
-   bias.defined() ? bias.data<float>() : nullptr, scratch.data());
+  (plan, y.mutable_reals(), a.reals(), second.data, bias.defined() ? bias.data<float>() : nullptr,
+   scratch.data());
   return y;
 }
 
@@ -41,7 +37,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
   const RunningOp running("matmul");
   check_matrix("matmul", "a", a, 2);
   check_matrix("matmul", "b", b, 2);
-  check_device("matmul", "b", b, a);
+  check_like("matmul", "b", b, a);
   const Shape leading(a.shape().begin(), a.shape().end() - 2);
   const Shape leading_b(b.shape().begin(), b.shape().end() - 2);
   GRAFT_CHECK(leading == leading_b || b.rank() == 2,
@@ -64,7 +60,9 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
                       .k = k,
                       .transpose_a = transpose_a,
                       .transpose_b = transpose_b,
-                      .shared_b = shared},
+                      .shared_b = shared,
+                      .dtype = a.dtype(),
+                      .y_dtype = a.dtype()},
                      a, b, Tensor(), std::move(result));
   if (!any_requires_grad({&a, &b})) return y;
   return record(
@@ -81,14 +79,18 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
                                             .k = n,
                                             .transpose_a = transpose_b,
                                             .transpose_b = true,
-                                            .shared_a = shared},
+                                            .shared_a = shared,
+                                            .dtype = g.dtype(),
+                                            .y_dtype = g.dtype()},
                                            second, g, Tensor(), shape_a)
                                  : product({.batch = batch,
                                             .m = rows,
                                             .n = k,
                                             .k = n,
                                             .transpose_b = !transpose_b,
-                                            .shared_b = shared},
+                                            .shared_b = shared,
+                                            .dtype = g.dtype(),
+                                            .y_dtype = g.dtype()},
                                            g, second, Tensor(), shape_a);
         }
         if (needs[1]) {
@@ -97,18 +99,23 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
           const bool sums = shared && !flat;
           Shape shape = shape_b;
           if (sums) shape.insert(shape.begin(), batch);
-          Tensor db =
-              transpose_b
-                  ? product({.batch = batch,
-                             .m = n,
-                             .n = k,
-                             .k = rows,
-                             .transpose_a = true,
-                             .transpose_b = transpose_a},
-                            g, first, Tensor(), shape)
-                  : product(
-                        {.batch = batch, .m = k, .n = n, .k = rows, .transpose_a = !transpose_a},
-                        first, g, Tensor(), shape);
+          Tensor db = transpose_b ? product({.batch = batch,
+                                             .m = n,
+                                             .n = k,
+                                             .k = rows,
+                                             .transpose_a = true,
+                                             .transpose_b = transpose_a,
+                                             .dtype = g.dtype(),
+                                             .y_dtype = g.dtype()},
+                                            g, first, Tensor(), shape)
+                                  : product({.batch = batch,
+                                             .m = k,
+                                             .n = n,
+                                             .k = rows,
+                                             .transpose_a = !transpose_a,
+                                             .dtype = g.dtype(),
+                                             .y_dtype = g.dtype()},
+                                            first, g, Tensor(), shape);
           grads[1] = sums ? sum(db, {0}) : db;
         }
         return grads;
@@ -120,14 +127,14 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   check_matrix("linear", "x", x, 1);
   GRAFT_CHECK(weight.defined() && weight.dtype() == Dtype::f32 && weight.rank() == 2,
               "linear: expected an f32 weight (out, in), got ", weight);
-  check_device("linear", "weight", weight, x);
+  check_parameter("linear", "weight", weight, x);
   const int64_t in = weight.dim(1), out = weight.dim(0);
   GRAFT_CHECK(in > 0 && x.dim(-1) == in, "linear: expected x (..., ", in, ") for weight ", weight,
               ", got ", x);
   if (bias.defined()) {
     GRAFT_CHECK(bias.dtype() == Dtype::f32 && bias.shape() == Shape{out},
                 "linear: expected an f32 bias [", out, "], got ", bias);
-    check_device("linear", "bias", bias, x);
+    check_parameter("linear", "bias", bias, x);
   }
   const int64_t rows = x.numel() / in;
   Shape result = x.shape();
@@ -140,26 +147,39 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
                       .k = in,
                       .transpose_b = true,
                       .bias = bias.defined(),
-                      .packed_b = kept},
+                      .packed_b = kept,
+                      .weight_b = true,
+                      .dtype = x.dtype(),
+                      .y_dtype = x.dtype()},
                      x, weight, bias, std::move(result));
   if (!any_requires_grad({&x, &weight, &bias})) return y;
-  return record("linear", {x, weight, bias}, y,
-                [=, shape = x.shape(), x = Saved(weight.requires_grad() ? x : Tensor()),
-                 weight = Saved(x.requires_grad() ? weight : Tensor())](
-                    const Tensor& g, const Needs& needs) -> Grads {
-                  Grads grads(3);
-                  if (needs[0]) {
-                    grads[0] = product({.batch = 1, .m = rows, .n = in, .k = out, .packed_b = kept},
-                                       g, weight.get("linear"), Tensor(), shape);
-                  }
-                  if (needs[1]) {
-                    grads[1] =
-                        product({.batch = 1, .m = out, .n = in, .k = rows, .transpose_a = true}, g,
-                                x.get("linear"), Tensor(), {out, in});
-                  }
-                  if (needs[2]) grads[2] = sum(view_as(g, {rows, out}), {0});
-                  return grads;
-                });
+  return record(
+      "linear", {x, weight, bias}, y,
+      [=, shape = x.shape(), x = Saved(weight.requires_grad() ? x : Tensor()),
+       weight = Saved(x.requires_grad() ? weight : Tensor())](const Tensor& g,
+                                                              const Needs& needs) -> Grads {
+        Grads grads(3);
+        if (needs[0]) {
+          grads[0] = product({.batch = 1,
+                              .m = rows,
+                              .n = in,
+                              .k = out,
+                              .packed_b = kept,
+                              .weight_b = true,
+                              .dtype = g.dtype(),
+                              .y_dtype = g.dtype()},
+                             g, weight.get("linear"), Tensor(), shape);
+        }
+        if (needs[1]) {
+          grads[1] = product(
+              {.batch = 1, .m = out, .n = in, .k = rows, .transpose_a = true, .dtype = g.dtype()},
+              g, x.get("linear"), Tensor(), {out, in});
+        }
+        if (needs[2]) {
+          grads[2] = sum(cast(view_as(g, {rows, out}), Dtype::f32), {0});
+        }
+        return grads;
+      });
 }
 
 }  // namespace graft

@@ -1,5 +1,6 @@
 // Random masks. A key gives the same mask on every call, so the backward pass makes it again.
 #include "engine/autograd.h"
+#include "engine/checks.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
 #include "engine/running.h"
@@ -8,7 +9,7 @@ namespace graft {
 namespace {
 
 void check_noise(const char* op, const Tensor& x, float probability) {
-  GRAFT_CHECK(x.defined() && x.dtype() == Dtype::f32, op, ": expected an f32 tensor, got ", x);
+  check_real(op, "x", x);
   GRAFT_CHECK(probability >= 0 && probability <= 1, op, ": expected a probability in 0..1, got ",
               probability);
 }
@@ -26,6 +27,10 @@ Tensor dropout(const Tensor& x, float probability, bool training, RngKey key) {
   const RunningOp running(kOp);
   check_noise(kOp, x, probability);
   if (!training || probability == 0) return pass_through(kOp, x);
+  if (x.dtype() == Dtype::bf16) {
+    return through_f32(x,
+                       [&](const Tensor& wide) { return dropout(wide, probability, true, key); });
+  }
   const auto mask = [=](const Tensor& in) {
     Tensor out = empty_like(in);
     GRAFT_KERNEL(dropout, in.device())
@@ -42,6 +47,10 @@ Tensor drop_path(const Tensor& x, float probability, bool training, RngKey key) 
   check_noise(kOp, x, probability);
   GRAFT_CHECK(x.rank() >= 1, kOp, ": expected samples along dimension 0, got ", x);
   if (!training || probability == 0) return pass_through(kOp, x);
+  if (x.dtype() == Dtype::bf16) {
+    return through_f32(x,
+                       [&](const Tensor& wide) { return drop_path(wide, probability, true, key); });
+  }
   const auto mask = [=](const Tensor& in) {
     Tensor out = empty_like(in);
     const int64_t rows = in.dim(0), width = rows == 0 ? 0 : in.numel() / rows;

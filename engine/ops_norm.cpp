@@ -1,6 +1,7 @@
 // Normalisation ops. Formulas and what they keep for the backward pass:
 // kernels/cpu/vector/*_norm.cpp.
 #include "engine/autograd.h"
+#include "engine/checks.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
 #include "engine/running.h"
@@ -43,7 +44,7 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
                   Tensor& running_var, const BatchNormOptions& options, const Tensor& residual) {
   constexpr const char* kOp = "batch_norm";
   const RunningOp running(kOp);
-  check_float(kOp, "x", x);
+  check_real(kOp, "x", x);
   GRAFT_CHECK(x.rank() >= 2, kOp, ": expected x with at least 2 dimensions (rows, channels), got ",
               x);
   const Device device = x.device();
@@ -53,10 +54,9 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
   check_channels(kOp, "running_mean", running_mean, channels, device);
   check_channels(kOp, "running_var", running_var, channels, device);
   if (residual.defined()) {
-    check_float(kOp, "residual", residual);
-    GRAFT_CHECK(residual.shape() == x.shape() && residual.device() == device, kOp,
-                ": expected a residual like x, ", x, " on ", device, ", got ", residual, " on ",
-                residual.device());
+    check_like(kOp, "residual", residual, x);
+    GRAFT_CHECK(residual.shape() == x.shape(), kOp, ": expected a residual like x, ", x, ", got ",
+                residual);
   }
   const bool training = options.training;
   GRAFT_CHECK(!training || rows != 1, kOp,
@@ -70,7 +70,7 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
     if (training) {
       GRAFT_KERNEL(batch_norm_statistics, device)
       (stats.mutable_data<float>(), running_mean.mutable_data<float>(),
-       running_var.mutable_data<float>(), x.data<float>(), rows, channels, options.momentum,
+       running_var.mutable_data<float>(), x.reals(), rows, channels, options.momentum,
        options.epsilon);
     } else {
       GRAFT_KERNEL(batch_norm_frozen_statistics, device)
@@ -78,8 +78,8 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
        options.epsilon);
     }
     GRAFT_KERNEL(batch_norm_apply, device)
-    (y.mutable_data<float>(), x.data<float>(), data_or_null(residual), stats.data<float>(),
-     data_or_null(weight), data_or_null(bias), options.activation, rows, channels);
+    (y.mutable_reals(), x.reals(), residual.reals(), stats.data<float>(), data_or_null(weight),
+     data_or_null(bias), options.activation, rows, channels);
 
     if (!any_requires_grad({&x, &weight, &bias, &residual})) return y;
     const bool active = options.activation != Activation::none;
@@ -102,14 +102,14 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
                       args.channels = channels;
                       args.batch_statistics = training;
                       args.activation = activation;
-                      args.g = g.data<float>();
-                      args.x = data_or_null(x.get(kOp));
-                      args.y = data_or_null(y.get(kOp));
+                      args.g = g.reals();
+                      args.x = x.get(kOp).reals();
+                      args.y = y.get(kOp).reals();
                       args.stats = stats.get(kOp).data<float>();
                       args.weight = data_or_null(weight.get(kOp));
                       args.bias = data_or_null(bias.get(kOp));
-                      args.dx = out_or_null(dx);
-                      args.dz = out_or_null(dz);
+                      args.dx = dx.mutable_reals();
+                      args.dz = dz.mutable_reals();
                       args.dweight = out_or_null(dweight);
                       args.dbias = out_or_null(dbias);
                       GRAFT_KERNEL(batch_norm_grad, g.device())(args);
@@ -128,7 +128,11 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float epsilon) {
   constexpr const char* kOp = "layer_norm";
   const RunningOp running(kOp);
-  check_float(kOp, "x", x);
+  check_real(kOp, "x", x);
+  if (x.dtype() == Dtype::bf16) {
+    return through_f32(x,
+                       [&](const Tensor& wide) { return layer_norm(wide, weight, bias, epsilon); });
+  }
   GRAFT_CHECK(x.rank() >= 1, kOp, ": expected x with at least 1 dimension, got ", x);
   const Device device = x.device();
   const int64_t c = x.dim(-1), rows = c == 0 ? 0 : x.numel() / c;
@@ -157,7 +161,11 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
                   float epsilon) {
   constexpr const char* kOp = "group_norm";
   const RunningOp running(kOp);
-  check_float(kOp, "x", x);
+  check_real(kOp, "x", x);
+  if (x.dtype() == Dtype::bf16) {
+    return through_f32(
+        x, [&](const Tensor& wide) { return group_norm(wide, groups, weight, bias, epsilon); });
+  }
   GRAFT_CHECK(x.rank() >= 2, kOp, ": expected x of shape (n, ..., c), got ", x);
   const Device device = x.device();
   const int64_t samples = x.dim(0), c = x.dim(-1);

@@ -1,6 +1,7 @@
 // Pointwise ops: formulas in kernels/functors.h.
 #include "engine/autograd.h"
 #include "engine/broadcast.h"
+#include "engine/checks.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
 #include "engine/running.h"
@@ -8,27 +9,22 @@
 namespace graft {
 namespace {
 
-void check_float(const char* op, const Tensor& x) {
-  GRAFT_CHECK(x.defined() && x.dtype() == Dtype::f32, op, ": expected an f32 tensor, got ", x,
-              "; cast() converts");
-}
-
 Tensor unary(const char* name, Unary op, const Tensor& x, UnaryParams params = {}) {
   const RunningOp running(name);
-  check_float(name, x);
+  check_real(name, "x", x);
   Tensor y = empty_like(x);
   GRAFT_KERNEL(unary, x.device())
-  (op, params, y.mutable_data<float>(), x.data<float>(), x.numel());
+  (op, params, y.mutable_reals(), x.reals(), x.numel());
   if (!any_requires_grad({&x})) return y;
   // Only what the derivative reads is kept.
   const Reads reads = reads_of(op);
   const Saved kept = reads == Reads::none ? Saved() : Saved(reads == Reads::x ? x : y);
   return record(name, {x}, y, [=](const Tensor& g, const Needs&) -> Grads {
-    const float* values = kept.defined() ? kept.get(name).data<float>() : nullptr;
+    const ConstReals values = kept.get(name).reals();
     Tensor dx = empty_like(g);
     GRAFT_KERNEL(unary_grad, g.device())
-    (op, params, dx.mutable_data<float>(), reads == Reads::x ? values : nullptr,
-     reads == Reads::y ? values : nullptr, g.data<float>(), g.numel());
+    (op, params, dx.mutable_reals(), reads == Reads::x ? values : ConstReals(),
+     reads == Reads::y ? values : ConstReals(), g.reals(), g.numel());
     return {dx};
   });
 }
@@ -48,25 +44,21 @@ Grads product_grads(const char* name, Binary op, const Tensor& a, const Tensor& 
     if (!b.defined()) used.b_strides[d] = plan.a_strides[d];
   }
   GRAFT_KERNEL(binary_grad, g.device())
-  (op, needs[0] ? da.mutable_data<float>() : nullptr, needs[1] ? db.mutable_data<float>() : nullptr,
-   a_or_b.data<float>(), b_or_a.data<float>(), g.data<float>(), used);
+  (op, da.mutable_reals(), db.mutable_reals(), a_or_b.reals(), b_or_a.reals(), g.reals(), used);
   return {needs[0] ? sum_to(da, a_shape) : Tensor(), needs[1] ? sum_to(db, b_shape) : Tensor()};
 }
 
 Tensor binary(const char* name, Binary op, const Tensor& a, const Tensor& b) {
   const RunningOp running(name);
-  check_float(name, a);
-  check_float(name, b);
-  GRAFT_CHECK(a.device() == b.device(), name, ": one tensor is on ", a.device(), ", the other on ",
-              b.device(), "; move one with to()");
-  Tensor y(broadcast_shape(name, a.shape(), b.shape()), Dtype::f32, a.device());
-  float* out = y.mutable_data<float>();
+  check_real(name, "a", a);
+  check_like(name, "b", b, a);
+  Tensor y(broadcast_shape(name, a.shape(), b.shape()), a.dtype(), a.device());
+  const Reals out = y.mutable_reals();
   if (a.shape() == b.shape()) {
-    GRAFT_KERNEL(binary, a.device())(op, out, a.data<float>(), b.data<float>(), y.numel());
+    GRAFT_KERNEL(binary, a.device())(op, out, a.reals(), b.reals(), y.numel());
   } else {
     GRAFT_KERNEL(binary_broadcast, a.device())
-    (op, out, a.data<float>(), b.data<float>(),
-     broadcast_plan(name, y.shape(), a.shape(), b.shape()));
+    (op, out, a.reals(), b.reals(), broadcast_plan(name, y.shape(), a.shape(), b.shape()));
   }
   if (!any_requires_grad({&a, &b})) return y;
   if (op == Binary::add || op == Binary::sub) {
@@ -124,13 +116,13 @@ Tensor hardswish(const Tensor& x) { return unary("hardswish", Unary::hardswish, 
 Tensor hardsigmoid(const Tensor& x) { return unary("hardsigmoid", Unary::hardsigmoid, x); }
 
 Tensor grad_reverse(const Tensor& x, float lambda) {
-  check_float("grad_reverse", x);
+  check_real("grad_reverse", "x", x);
   return record("grad_reverse", {x}, view_as(x, x.shape()),
                 [lambda](const Tensor& g, const Needs&) -> Grads {
                   Tensor dx = empty_like(g);
                   GRAFT_KERNEL(unary_grad, g.device())
-                  (Unary::grad_reverse, {lambda, 0}, dx.mutable_data<float>(), nullptr, nullptr,
-                   g.data<float>(), g.numel());
+                  (Unary::grad_reverse, {lambda, 0}, dx.mutable_reals(), nullptr, nullptr,
+                   g.reals(), g.numel());
                   return {dx};
                 });
 }

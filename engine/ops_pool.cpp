@@ -1,5 +1,6 @@
 // Pooling over NHWC images.
 #include "engine/autograd.h"
+#include "engine/checks.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
 #include "engine/running.h"
@@ -8,8 +9,8 @@ namespace graft {
 namespace {
 
 void check_images(const char* op, const Tensor& x) {
-  GRAFT_CHECK(x.defined() && x.dtype() == Dtype::f32 && x.rank() == 4, op,
-              ": expected f32 images (n, h, w, c), got ", x);
+  check_real(op, "x", x);
+  GRAFT_CHECK(x.rank() == 4, op, ": expected images (n, h, w, c), got ", x);
 }
 
 PoolShape shape_of(const char* op, const Tensor& x, const Pool2dOptions& options) {
@@ -62,6 +63,9 @@ Tensor image(const PoolShape& s, Device device) {
 Tensor max_pool2d(const Tensor& x, const Pool2dOptions& options) {
   const RunningOp running("max_pool2d");
   const PoolShape s = shape_of("max_pool2d", x, options);
+  if (x.dtype() == Dtype::bf16) {
+    return through_f32(x, [&](const Tensor& wide) { return max_pool2d(wide, options); });
+  }
   Tensor y = pooled(s, x.device());
   GRAFT_KERNEL(max_pool, x.device())
   (s, y.mutable_data<float>(), x.data<float>());
@@ -77,6 +81,9 @@ Tensor max_pool2d(const Tensor& x, const Pool2dOptions& options) {
 Tensor avg_pool2d(const Tensor& x, const Pool2dOptions& options) {
   const RunningOp running("avg_pool2d");
   const PoolShape s = shape_of("avg_pool2d", x, options);
+  if (x.dtype() == Dtype::bf16) {
+    return through_f32(x, [&](const Tensor& wide) { return avg_pool2d(wide, options); });
+  }
   Tensor y = pooled(s, x.device());
   GRAFT_KERNEL(avg_pool, x.device())
   (s, y.mutable_data<float>(), x.data<float>());
@@ -94,6 +101,10 @@ Tensor adaptive_avg_pool2d(const Tensor& x, int64_t out_height, int64_t out_widt
   GRAFT_CHECK(out_height > 0 && out_width > 0 && x.dim(1) > 0 && x.dim(2) > 0,
               "adaptive_avg_pool2d: image and output sizes must be at least 1, got ", x, " to ",
               out_height, " x ", out_width);
+  if (x.dtype() == Dtype::bf16) {
+    return through_f32(
+        x, [&](const Tensor& wide) { return adaptive_avg_pool2d(wide, out_height, out_width); });
+  }
   const PoolShape s{.batch = x.dim(0),
                     .in_height = x.dim(1),
                     .in_width = x.dim(2),

@@ -3,6 +3,7 @@
 
 #include "engine/autograd.h"
 #include "engine/broadcast.h"
+#include "engine/checks.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
 #include "engine/running.h"
@@ -85,7 +86,11 @@ Tensor expand(const char* op, const Tensor& g, const Shape& shape, float factor)
 
 Tensor sum_or_mean(const char* op, const Tensor& x, const Axes& axes, bool keep_dims, bool mean) {
   const RunningOp running(op);
-  check_float(op, x);
+  check_real(op, "x", x);
+  if (x.dtype() == Dtype::bf16) {
+    return through_f32(
+        x, [&](const Tensor& wide) { return sum_or_mean(op, wide, axes, keep_dims, mean); });
+  }
   const std::vector<bool> reduced = reduced_dims(op, x, axes);
   const ResultShape result = result_shape(x.shape(), reduced);
   std::vector<Run> runs = runs_of(x.shape(), reduced);

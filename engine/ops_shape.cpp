@@ -189,7 +189,7 @@ Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t count) {
               " are outside ", x);
   return record("slice", {x}, copy_out(x, d, start, count),
                 [d, start, shape = x.shape()](const Tensor& g, const Needs&) -> Grads {
-                  Tensor dx = Tensor::zeros(shape, Dtype::f32, g.device());
+                  Tensor dx = Tensor::zeros(shape, g.dtype(), g.device());
                   copy_into(dx, d, start, g);
                   return {dx};
                 });

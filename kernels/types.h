@@ -106,20 +106,20 @@ struct BroadcastShape {
   int64_t b_strides[kMaxBroadcastRank] = {};
 };
 
-// Everything the backward pass of batch-norm reads and writes. x is (rows, channels). Null: not
-// wanted, or not there.
+// Everything the backward pass of batch-norm reads and writes. x is (rows, channels), f32 or bf16
+// as g, y, dx and dz are. Null: not wanted, or not there.
 struct BatchNormGrad {
   int64_t rows = 0, channels = 0;
   bool batch_statistics = true;  // else the statistics were constants (frozen)
   Activation activation = Activation::none;
-  const float* g = nullptr;       // gradient of the result
-  const float* x = nullptr;       // null is allowed when frozen without dweight and dbias
-  const float* y = nullptr;       // the result; when null the activation's mask is made from x
+  ConstReals g;                   // gradient of the result
+  ConstReals x;                   // null is allowed when frozen without dweight and dbias
+  ConstReals y;                   // the result; when null the activation's mask is made from x
   const float* stats = nullptr;   // (3, channels), of batch_norm_statistics
   const float* weight = nullptr;  // null: ones
   const float* bias = nullptr;    // null: zeros
-  float* dx = nullptr;
-  float* dz = nullptr;  // g through the activation: the residual's gradient
+  Reals dx;
+  Reals dz;  // g through the activation: the residual's gradient
   float* dweight = nullptr;
   float* dbias = nullptr;
 };

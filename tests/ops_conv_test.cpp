@@ -49,8 +49,8 @@ Array scatter_conv(const Array& x, const Array& w, const Array* bias, const Conv
 void conv_row(const std::string& op, const Shape& x, const Shape& weight, bool bias,
               const Conv2dOptions& options) {
   CAPTURE(text(x, " ", weight));
-  std::vector<Input> inputs{real(x), real(weight)};
-  if (bias) inputs.push_back(real({weight[0]}));
+  std::vector<Input> inputs{real(x), real(weight).parameter()};
+  if (bias) inputs.push_back(real({weight[0]}).parameter());
   const int64_t length = weight[1] * weight[2] * weight[3];
   // Depthwise is ours and does not depend on threads; the library's backward-weights does.
   const bool depthwise = options.groups == x[3] && weight[0] == x[3];

@@ -60,8 +60,8 @@ void matmul_row(const std::string& op, const Shape& leading, int64_t m, int64_t 
 
 void linear_row(const std::string& op, const Shape& x, int64_t out, bool bias) {
   CAPTURE(text(x, " ", out));
-  std::vector<Input> inputs{factor(x), factor({out, x.back()})};
-  if (bias) inputs.push_back(factor({out}));
+  std::vector<Input> inputs{factor(x), factor({out, x.back()}).parameter()};
+  if (bias) inputs.push_back(factor({out}).parameter());
   op_row(
       op, inputs, [&](const Tensors& in) { return linear(in[0], in[1], bias ? in[2] : Tensor()); },
       [&](const Arrays& in) {
@@ -128,7 +128,7 @@ TEST_CASE("matmul: tiles and chunks") {
 
 TEST_CASE("matmul: errors") {
   const auto zeros = [](Shape shape) { return Tensor::zeros(std::move(shape)); };
-  op_error("matmul", "expected b to be f32 of rank 2 or more, got f32[3]", [&] {
+  op_error("matmul", "expected b of rank 2 or more, got f32[3]", [&] {
     matmul(zeros({2, 3}), zeros({3}));
   });
   op_error("matmul", "inner sizes differ: a f32[2, 3] has 3, b f32[4, 5] has 4", [&] {

@@ -117,7 +117,7 @@ TEST_CASE("dropout and drop_path errors") {
   op_error("dropout", "expected a probability in 0..1, got 1.5",
            [&] { dropout(x, 1.5f, true, kKey); });
   op_error("dropout", "expected a probability in 0..1", [&] { dropout(x, NAN, false, kKey); });
-  op_error("dropout", "expected an f32 tensor, got an undefined tensor",
+  op_error("dropout", "to be an f32 or bf16 tensor, got an undefined tensor",
            [] { dropout(Tensor(), 0.5f, true, kKey); });
   op_error("drop_path", "expected a probability in 0..1, got -0.5",
            [&] { drop_path(x, -0.5f, true, kKey); });

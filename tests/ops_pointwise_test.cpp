@@ -40,8 +40,10 @@ void unary_rows(const std::string& name, const UnaryCase& c) {
            c.tolerance);
   }
   op_row(name, {given(c.extremes)}, call, reference, Options(c.tolerance).without_gradients());
-  op_error(name, "expected an f32 tensor, got an undefined tensor", [&] { c.op(Tensor()); });
-  op_error(name, "expected an f32 tensor, got i64[2]", [&] { c.op(Tensor::of<int64_t>({1, 2})); });
+  op_error(name, "to be an f32 or bf16 tensor, got an undefined tensor", [&] { c.op(Tensor()); });
+  op_error(name, "to be an f32 or bf16 tensor, got i64[2]", [&] {
+    c.op(Tensor::of<int64_t>({1, 2}));
+  });
 }
 
 void binary_rows(const std::string& name, const BinaryOp& op, const BinaryFormula& formula,
@@ -86,9 +88,9 @@ void binary_rows(const std::string& name, const BinaryOp& op, const BinaryFormul
   });
   op_error(name, "shapes [3] and [0] do not broadcast",
            [&] { op(Tensor::zeros({3}), Tensor::zeros({0})); });
-  op_error(name, "expected an f32 tensor, got an undefined tensor",
+  op_error(name, "to be an f32 or bf16 tensor, got an undefined tensor",
            [&] { op(Tensor::zeros({3}), Tensor()); });
-  op_error(name, "expected an f32 tensor, got u8[3]", [&] {
+  op_error(name, "to be an f32 or bf16 tensor, got u8[3]", [&] {
     op(Tensor::of<uint8_t>({1, 2, 3}), Tensor::zeros({3}));
   });
   op_error(name, "alternates over more than 6 dimensions", [&] {
@@ -278,7 +280,7 @@ TEST_CASE("grad_reverse") {
       "grad_reverse", {given({kInf, -kInf, kNan, kHuge, kTiny})},
       [](const Tensors& in) { return grad_reverse(in[0]); }, identity,
       Options(kExact).without_gradients());
-  op_error("grad_reverse", "expected an f32 tensor", [] { grad_reverse(Tensor()); });
+  op_error("grad_reverse", "to be an f32 or bf16 tensor", [] { grad_reverse(Tensor()); });
 }
 
 TEST_CASE("declared derivatives at the kinks") {

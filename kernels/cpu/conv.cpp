@@ -1,4 +1,7 @@
-// Convolution on oneDNN, f32, NHWC images and OHWI filters; accumulated in f32.
+// Convolution on oneDNN, NHWC images in f32 or bf16 and OHWI filters; accumulated in f32.
+//
+// bf16 convolutions take bf16 filters (packing an f32 one rounds it) and give f32 gradients of
+// theirs. On a machine without instructions for them they run in f32 on copies (onednn.h).
 //
 // Filters are read in the layout that oneDNN prefers (plan.packing), images as they are.
 // Backward-data of a 1x1 convolution is a matrix product g (pixels, out) x weight (out, in):
@@ -25,12 +28,14 @@ constexpr auto kDirect = dnnl::algorithm::convolution_direct;
 constexpr int64_t kProductChannels = 64;
 
 struct Geometry {
-  Layout x, y, weight, any_weight, bias;
+  Layout x, y, weight, any_weight, any_gradient, bias;
   Memory::dims stride, dilation, pad_begin, pad_end;
 
   explicit Geometry(const ConvShape& s)
-      : x({s.batch, s.in_channels, s.in_height, s.in_width}, kF32, Memory::format_tag::nhwc),
-        y({s.batch, s.out_channels, s.out_height, s.out_width}, kF32, Memory::format_tag::nhwc),
+      : x({s.batch, s.in_channels, s.in_height, s.in_width}, computed_as(s.dtype),
+          Memory::format_tag::nhwc),
+        y({s.batch, s.out_channels, s.out_height, s.out_width}, computed_as(s.dtype),
+          Memory::format_tag::nhwc),
         bias({s.out_channels}, kF32, Memory::format_tag::x),
         stride{s.stride_height, s.stride_width},
         dilation{s.dilation_height - 1, s.dilation_width - 1},
@@ -41,11 +46,13 @@ struct Geometry {
     if (s.groups == 1) {
       const Memory::dims dims{out, in, s.kernel_height, s.kernel_width};
       weight = Layout(dims, kF32, Memory::dims{filter, 1, row, in});
-      any_weight = Layout(dims, kF32, kAny);
+      any_weight = Layout(dims, computed_as(s.dtype), kAny);
+      any_gradient = Layout(dims, kF32, kAny);
     } else {
       const Memory::dims dims{s.groups, out, in, s.kernel_height, s.kernel_width};
       weight = Layout(dims, kF32, Memory::dims{out * filter, filter, 1, row, in});
-      any_weight = Layout(dims, kF32, kAny);
+      any_weight = Layout(dims, computed_as(s.dtype), kAny);
+      any_gradient = Layout(dims, kF32, kAny);
     }
   }
 
@@ -72,22 +79,45 @@ LibraryPlan plan(int64_t kind, const ConvShape& s, const ConvEpilogue& epilogue,
                  const std::function<LibraryPlan()>& make) {
   const int64_t after =
       epilogue.bias + 2 * epilogue.residual + 4 * static_cast<int64_t>(epilogue.activation);
-  return cached(
-      {kind,           after,           s.batch,        s.in_height,       s.in_width,
-       s.in_channels,  s.out_height,    s.out_width,    s.out_channels,    s.kernel_height,
-       s.kernel_width, s.stride_height, s.stride_width, s.pad_top,         s.pad_bottom,
-       s.pad_left,     s.pad_right,     s.groups,       s.dilation_height, s.dilation_width},
-      [&] {
-        return checked("conv2d", make, " for x [", s.batch, ", ", s.in_height, ", ", s.in_width,
-                       ", ", s.in_channels, "], filters [", s.out_channels, ", ", s.kernel_height,
-                       ", ", s.kernel_width, ", ", s.in_channels / s.groups, "]");
-      });
+  return cached({kind,
+                 after,
+                 s.batch,
+                 s.in_height,
+                 s.in_width,
+                 s.in_channels,
+                 s.out_height,
+                 s.out_width,
+                 s.out_channels,
+                 s.kernel_height,
+                 s.kernel_width,
+                 s.stride_height,
+                 s.stride_width,
+                 s.pad_top,
+                 s.pad_bottom,
+                 s.pad_left,
+                 s.pad_right,
+                 s.groups,
+                 s.dilation_height,
+                 s.dilation_width,
+                 static_cast<int64_t>(s.dtype)},
+                [&] {
+                  return checked("conv2d", make, " for x [", s.batch, ", ", s.in_height, ", ",
+                                 s.in_width, ", ", s.in_channels, "], filters [", s.out_channels,
+                                 ", ", s.kernel_height, ", ", s.kernel_width, ", ",
+                                 s.in_channels / s.groups, "]");
+                });
 }
 
 bool backward_data_as_product(const ConvShape& s) {
   return s.groups == 1 && s.kernel_height == 1 && s.kernel_width == 1 && s.stride_height == 1 &&
          s.stride_width == 1 && s.out_height == s.in_height && s.out_width == s.in_width &&
          s.pad_top == 0 && s.pad_left == 0 && s.in_channels >= kProductChannels;
+}
+
+// Copies of the images and of the result, where they are wanted.
+Copies image_copies(const ConvShape& s) {
+  const bool wide = s.dtype == Dtype::bf16 && !has_bf16();
+  return {wide, false, wide};
 }
 
 void copy(void* to, const void* from, int64_t bytes) {
@@ -110,7 +140,7 @@ LibraryPlan conv_forward_plan(const ConvShape& s, const ConvEpilogue& epilogue) 
     made.weight = chosen.weights_desc();
     made.scratch = chosen.scratchpad_desc();
     made.primitive = dnnl::convolution_forward(chosen);
-    return plan_of(std::move(made), geometry.weight);
+    return plan_of(std::move(made), geometry.weight, image_copies(s));
   });
 }
 
@@ -121,11 +151,14 @@ LibraryPlan conv_backward_data_plan(const ConvShape& s) {
                         .m = s.batch * s.out_height * s.out_width,
                         .n = s.in_channels,
                         .k = s.out_channels,
-                        .packed_b = true};
+                        .packed_b = true,
+                        .weight_b = true,
+                        .dtype = s.dtype,
+                        .y_dtype = s.dtype};
       Layout plain;
       Operation made = product(shape, plain);
       made.as_product = true;
-      return plan_of(std::move(made), plain);
+      return plan_of(std::move(made), plain, copies_of(shape));
     }
     const Geometry geometry(s);
     const dnnl::convolution_backward_data::primitive_desc chosen(
@@ -138,7 +171,7 @@ LibraryPlan conv_backward_data_plan(const ConvShape& s) {
     made.weight = chosen.weights_desc();
     made.scratch = chosen.scratchpad_desc();
     made.primitive = dnnl::convolution_backward_data(chosen);
-    return plan_of(std::move(made), geometry.weight);
+    return plan_of(std::move(made), geometry.weight, image_copies(s));
   });
 }
 
@@ -146,7 +179,7 @@ LibraryPlan conv_backward_weight_plan(const ConvShape& s) {
   return plan('w', s, {}, [&] {
     const Geometry geometry(s);
     const dnnl::convolution_backward_weights::primitive_desc chosen(
-        {kDirect, geometry.x, geometry.any_weight, geometry.y, geometry.stride, geometry.dilation,
+        {kDirect, geometry.x, geometry.any_gradient, geometry.y, geometry.stride, geometry.dilation,
          geometry.pad_begin, geometry.pad_end},
         user_scratchpad(), engine(), geometry.forward(dnnl::prop_kind::forward_training, {}));
     Operation made;
@@ -164,6 +197,10 @@ LibraryPlan conv_backward_weight_plan(const ConvShape& s) {
       made.reorder = dnnl::reorder(
           dnnl::reorder::primitive_desc(engine(), made.weight, engine(), made.plain_weight));
     }
+    if (image_copies(s).source) {
+      made.source_copy = copy_of(made.source, result.scratch_bytes);
+      made.target_copy = copy_of(made.target, result.scratch_bytes);
+    }
     result.primitive = std::make_shared<const Operation>(std::move(made));
     return result;
   });
@@ -174,14 +211,19 @@ void conv_forward(const LibraryPlan& plan, Reals y, ConstReals x, const void* we
   checked("conv2d", [&] {
     const Operation& op = operation(plan);
     // The sum that oneDNN fuses reads its other term from the result's memory.
-    if (residual != nullptr && residual.data != y.data) {
+    if (residual != nullptr && op.target_copy) {
+      widened(op.target, residual.data, op.target_copy, scratch);
+    } else if (residual != nullptr && residual.data != y.data) {
       copy(y.data, residual.data, static_cast<int64_t>(op.target.get_size()));
     }
-    op.primitive.execute(stream(), {{DNNL_ARG_SRC, wrap(op.source, x.data)},
-                                    {DNNL_ARG_WEIGHTS, wrap(op.weight, weight)},
-                                    {DNNL_ARG_BIAS, wrap(op.bias, bias)},
-                                    {DNNL_ARG_DST, wrap(op.target, y.data)},
-                                    {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}});
+    op.primitive.execute(
+        stream(),
+        {{DNNL_ARG_SRC, wrap(op.source, widened(op.source, x.data, op.source_copy, scratch))},
+         {DNNL_ARG_WEIGHTS, wrap(op.weight, weight)},
+         {DNNL_ARG_BIAS, wrap(op.bias, bias)},
+         {DNNL_ARG_DST, wrap(op.target, wide_target(y.data, op.target_copy, scratch))},
+         {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}});
+    narrow(y.data, op.target, op.target_copy, scratch);
   });
 }
 
@@ -193,10 +235,13 @@ void conv_backward_data(const LibraryPlan& plan, Reals dx, ConstReals g, const v
   }
   checked("conv2d backward", [&] {
     const Operation& op = operation(plan);
-    op.primitive.execute(stream(), {{DNNL_ARG_DIFF_DST, wrap(op.source, g.data)},
-                                    {DNNL_ARG_WEIGHTS, wrap(op.weight, weight)},
-                                    {DNNL_ARG_DIFF_SRC, wrap(op.target, dx.data)},
-                                    {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}});
+    op.primitive.execute(
+        stream(),
+        {{DNNL_ARG_DIFF_DST, wrap(op.source, widened(op.source, g.data, op.source_copy, scratch))},
+         {DNNL_ARG_WEIGHTS, wrap(op.weight, weight)},
+         {DNNL_ARG_DIFF_SRC, wrap(op.target, wide_target(dx.data, op.target_copy, scratch))},
+         {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}});
+    narrow(dx.data, op.target, op.target_copy, scratch);
   });
 }
 
@@ -208,10 +253,12 @@ void conv_backward_weight(const LibraryPlan& plan, float* dw, ConstReals x, Cons
     const Memory result =
         wrap(op.weight, direct ? static_cast<void*>(dw)
                                : static_cast<char*>(scratch) + op.intermediate_offset);
-    op.primitive.execute(stream(), {{DNNL_ARG_SRC, wrap(op.source, x.data)},
-                                    {DNNL_ARG_DIFF_DST, wrap(op.target, g.data)},
-                                    {DNNL_ARG_DIFF_WEIGHTS, result},
-                                    {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}});
+    op.primitive.execute(
+        stream(),
+        {{DNNL_ARG_SRC, wrap(op.source, widened(op.source, x.data, op.source_copy, scratch))},
+         {DNNL_ARG_DIFF_DST, wrap(op.target, widened(op.target, g.data, op.target_copy, scratch))},
+         {DNNL_ARG_DIFF_WEIGHTS, result},
+         {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}});
     if (!direct) {
       op.reorder.execute(stream(),
                          {{DNNL_ARG_FROM, result}, {DNNL_ARG_TO, wrap(op.plain_weight, dw)}});

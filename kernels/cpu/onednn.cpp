@@ -86,11 +86,48 @@ int packing_of(const Layout& plain, const Layout& packed) {
   return static_cast<int>(all.packings.size());
 }
 
-LibraryPlan plan_of(Operation made, const Layout& plain) {
+bool has_bf16() {
+  constexpr int kWanted = static_cast<int>(dnnl::cpu_isa::avx512_core_bf16);
+  static const bool has = (static_cast<int>(dnnl::get_effective_cpu_isa()) & kWanted) == kWanted;
+  return has;
+}
+
+Memory::data_type computed_as(Dtype dtype) {
+  return dtype == Dtype::bf16 && has_bf16() ? Memory::data_type::bf16 : Memory::data_type::f32;
+}
+
+std::optional<size_t> copy_of(const Layout& layout, size_t& scratch_bytes) {
+  const size_t offset = (scratch_bytes + 63) / 64 * 64;
+  scratch_bytes = offset + layout.get_size();
+  return offset;
+}
+
+const void* widened(const Layout& layout, const void* data, const std::optional<size_t>& copy,
+                    void* scratch) {
+  if (!copy) return data;
+  void* wide = static_cast<char*>(scratch) + *copy;
+  cast(wide, Dtype::f32, data, Dtype::bf16,
+       static_cast<int64_t>(layout.get_size() / sizeof(float)));
+  return wide;
+}
+
+void* wide_target(void* data, const std::optional<size_t>& copy, void* scratch) {
+  return copy ? static_cast<char*>(scratch) + *copy : data;
+}
+void narrow(void* data, const Layout& layout, const std::optional<size_t>& copy, void* scratch) {
+  if (!copy) return;
+  cast(data, Dtype::bf16, static_cast<char*>(scratch) + *copy, Dtype::f32,
+       static_cast<int64_t>(layout.get_size() / sizeof(float)));
+}
+
+LibraryPlan plan_of(Operation made, const Layout& plain, const Copies& copies) {
   LibraryPlan plan;
   plan.packing = packing_of(plain, made.weight);
   plan.packed_bytes = plan.packing == 0 ? 0 : made.weight.get_size();
   plan.scratch_bytes = made.scratch.get_size();
+  if (copies.source) made.source_copy = copy_of(made.source, plan.scratch_bytes);
+  if (copies.weight) made.weight_copy = copy_of(made.weight, plan.scratch_bytes);
+  if (copies.target) made.target_copy = copy_of(made.target, plan.scratch_bytes);
   plan.primitive = std::make_shared<const Operation>(std::move(made));
   return plan;
 }

@@ -6,7 +6,7 @@
 //   dx = weight invstd (dz - mean(dz) - xhat mean(dz xhat)),  or weight invstd
 //   dz when frozen
 //
-// Layout: x is (rows, channels), NHWC seen as a matrix; 16 bytes at a time
+// Layout: x is (rows, channels), f32 or bf16, NHWC seen as a matrix; 16 bytes at a time
 // where the channels are a multiple of a pack and the arrays aligned, else one
 // by one (columns.cuh). Memory-bound: x is read twice forward, x and g twice
 // backward, once when frozen.
@@ -24,6 +24,7 @@
 
 #include "kernels/cuda/columns.cuh"
 #include "kernels/cuda/scratch.h"
+#include "kernels/element.h"
 #include "kernels/kernels.h"
 
 namespace graft::cuda {
@@ -109,19 +110,20 @@ void grad(const ColumnGrad<T>& p, const BatchNormGrad& args) {
 
 }  // namespace
 
-void batch_norm_statistics(float* stats, float* running_mean, float* running_var, const float* x,
+void batch_norm_statistics(float* stats, float* running_mean, float* running_var, ConstReals x,
                            int64_t rows, int64_t channels, float momentum, float epsilon) {
   constexpr const char* kOp = "batch_norm_statistics";
-  const int width = column_width<float>(channels, {x});
-  const ColumnCut cut = cut_columns(1, rows, channels, width);
-  auto* partial =
-      static_cast<double*>(scratch(kOp, static_cast<size_t>(cut.partials()) * sizeof(double)));
-  launch(kOp, cut.grid(), 0,
-         width == 1 ? column_moments_kernel<float, 1>
-                    : column_moments_kernel<float, kPackWidth<float>>,
-         partial, x, cut);
-  launch(kOp, neighbour_grid(channels), 0, batch_norm_finish_kernel, stats, running_mean,
-         running_var, partial, cut, momentum, epsilon);
+  visit_real(x.dtype, [&]<class T>(T) {
+    const int width = column_width<T>(channels, {x.data});
+    const ColumnCut cut = cut_columns(1, rows, channels, width);
+    auto* partial =
+        static_cast<double*>(scratch(kOp, static_cast<size_t>(cut.partials()) * sizeof(double)));
+    launch(kOp, cut.grid(), 0,
+           width == 1 ? column_moments_kernel<T, 1> : column_moments_kernel<T, kPackWidth<T>>,
+           partial, x.as<T>(), cut);
+    launch(kOp, neighbour_grid(channels), 0, batch_norm_finish_kernel, stats, running_mean,
+           running_var, partial, cut, momentum, epsilon);
+  });
 }
 
 void batch_norm_frozen_statistics(float* stats, const float* mean, const float* variance,
@@ -130,26 +132,32 @@ void batch_norm_frozen_statistics(float* stats, const float* mean, const float* 
          mean, variance, channels, epsilon);
 }
 
-void batch_norm_apply(float* y, const float* x, const float* residual, const float* stats,
+void batch_norm_apply(Reals y, ConstReals x, ConstReals residual, const float* stats,
                       const float* weight, const float* bias, Activation activation, int64_t rows,
                       int64_t channels) {
-  launch_column_affine("batch_norm_apply", y, x, residual, channel_table(stats, channels), weight,
-                       bias, activation, 1, rows, channels);
+  visit_real(y.dtype, [&]<class T>(T) {
+    launch_column_affine("batch_norm_apply", y.as<T>(), x.as<T>(), residual.as<T>(),
+                         channel_table(stats, channels), weight, bias, activation, 1, rows,
+                         channels);
+  });
 }
 
 void batch_norm_grad(const BatchNormGrad& args) {
   const float high =
       args.activation == Activation::relu6 ? 6.0f : std::numeric_limits<float>::infinity();
-  const ColumnGrad<float> p{args.g,      args.x,    args.y,
-                            args.dz,     args.dx,   channel_table(args.stats, args.channels),
-                            args.weight, args.bias, high};
-  if (args.activation == Activation::none) {
-    grad<float, Mask::none>(p, args);
-  } else if (args.y == nullptr) {
-    grad<float, Mask::from_x>(p, args);
-  } else {
-    grad<float, Mask::from_y>(p, args);
-  }
+  visit_real(args.g.dtype, [&]<class T>(T) {
+    const ColumnGrad<T> p{
+        args.g.as<T>(),  args.x.as<T>(),  args.y.as<T>(),
+        args.dz.as<T>(), args.dx.as<T>(), channel_table(args.stats, args.channels),
+        args.weight,     args.bias,       high};
+    if (args.activation == Activation::none) {
+      grad<T, Mask::none>(p, args);
+    } else if (args.y == nullptr) {
+      grad<T, Mask::from_x>(p, args);
+    } else {
+      grad<T, Mask::from_y>(p, args);
+    }
+  });
 }
 
 }  // namespace graft::cuda

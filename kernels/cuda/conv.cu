@@ -15,6 +15,8 @@
 // allow. Numerics: f32 multiply-adds, taps and channels ascending. Determinism: a sum that is cut
 // (few outputs, many terms) is cut by the shape alone and put together in order; each result has
 // one writer. With cuDNN see there.
+//
+// bf16 images are computed with as f32 copies, in scratch memory; a result is rounded once.
 #include <algorithm>
 #include <array>
 #include <map>
@@ -40,7 +42,19 @@ struct ConvPlan {
   ConvShape shape;
   ConvEpilogue epilogue;
   std::shared_ptr<const cudnn::Convolution> library;  // or null
+  size_t copies = 0;                                  // where in the scratch memory
 };
+
+// Of the f32 copies of bf16 images, whole lines.
+size_t copy_bytes(int64_t elements) {
+  return (static_cast<size_t>(elements) * sizeof(float) + 255) / 256 * 256;
+}
+size_t image_bytes(const ConvShape& s) {
+  return copy_bytes(s.batch * s.in_height * s.in_width * s.in_channels);
+}
+size_t result_bytes(const ConvShape& s) {
+  return copy_bytes(s.batch * s.out_height * s.out_width * s.out_channels);
+}
 
 const ConvPlan& conv_plan(const LibraryPlan& plan) {
   return *static_cast<const ConvPlan*>(plan.primitive.get());
@@ -161,10 +175,16 @@ LibraryPlan make_plan(Pass pass, const ConvShape& s, const ConvEpilogue& epilogu
   GRAFT_CHECK(std::max({inputs, outputs, weights}) <= INT32_MAX, "conv2d: ", inputs, " pixels to ",
               outputs, " with ", weights, " weights; only 2^31 of each fit, split the batch");
   LibraryPlan plan;
-  auto made = std::make_shared<ConvPlan>(ConvPlan{s, epilogue, cudnn::convolution(pass, s)});
+  auto made = std::make_shared<ConvPlan>(ConvPlan{s, epilogue, cudnn::convolution(pass, s), 0});
   plan.scratch_bytes = own_scratch_bytes(pass, s);  // also with cuDNN: it may refuse a call yet
   if (made->library != nullptr) {
     plan.scratch_bytes = std::max(plan.scratch_bytes, cudnn::scratch_bytes(*made->library));
+  }
+  if (s.dtype == Dtype::bf16) {
+    // The copies lie behind: x's (or dx's) and y's (or g's), and the residual's.
+    made->copies = (plan.scratch_bytes + 255) / 256 * 256;
+    plan.scratch_bytes =
+        made->copies + image_bytes(s) + (epilogue.residual ? 2 : 1) * result_bytes(s);
   }
   plan.primitive = std::move(made);
   return plan;
@@ -173,7 +193,7 @@ LibraryPlan make_plan(Pass pass, const ConvShape& s, const ConvEpilogue& epilogu
 LibraryPlan cached_plan(Pass pass, const ConvShape& s, const ConvEpilogue& epilogue) {
   const int64_t after =
       epilogue.bias + 2 * epilogue.residual + 4 * static_cast<int64_t>(epilogue.activation);
-  const std::array<int64_t, 20> key{static_cast<int64_t>(pass),
+  const std::array<int64_t, 21> key{static_cast<int64_t>(pass),
                                     after,
                                     s.batch,
                                     s.in_height,
@@ -192,9 +212,10 @@ LibraryPlan cached_plan(Pass pass, const ConvShape& s, const ConvEpilogue& epilo
                                     s.pad_right,
                                     s.groups,
                                     s.dilation_height,
-                                    s.dilation_width};
+                                    s.dilation_width,
+                                    static_cast<int64_t>(s.dtype)};
   static auto* mutex = new std::mutex;
-  static auto* plans = new std::map<std::array<int64_t, 20>, LibraryPlan>;
+  static auto* plans = new std::map<std::array<int64_t, 21>, LibraryPlan>;
   std::lock_guard lock(*mutex);
   const auto found = plans->find(key);
   if (found != plans->end()) return found->second;
@@ -312,23 +333,8 @@ void own_backward_weight(const ConvShape& s, float* dw, const float* x, const fl
   }
 }
 
-}  // namespace
-
-LibraryPlan conv_forward_plan(const ConvShape& s, const ConvEpilogue& epilogue) {
-  return cached_plan(Pass::forward, s, epilogue);
-}
-LibraryPlan conv_backward_data_plan(const ConvShape& s) {
-  return cached_plan(Pass::backward_data, s, {});
-}
-LibraryPlan conv_backward_weight_plan(const ConvShape& s) {
-  return cached_plan(Pass::backward_weight, s, {});
-}
-
-void conv_forward(const LibraryPlan& plan, Reals y_array, ConstReals x_array, const void* weight,
-                  const float* bias, ConstReals residual_array, void* scratch) {
-  auto* y = y_array.as<float>();
-  const auto *x = x_array.as<float>(), *residual = residual_array.as<float>();
-  const ConvPlan& made = conv_plan(plan);
+void own_or_library_forward(const ConvPlan& made, float* y, const float* x, const void* weight,
+                            const float* bias, const float* residual, void* scratch) {
   if (library_forward(made, y, x, weight, bias, residual, scratch)) return;
   const ConvShape& s = made.shape;
   const Product p = forward_product(s);
@@ -345,11 +351,8 @@ void conv_forward(const LibraryPlan& plan, Reals y_array, ConstReals x_array, co
   }
 }
 
-void conv_backward_data(const LibraryPlan& plan, Reals dx_array, ConstReals g_array,
-                        const void* weight, void* scratch) {
-  auto* dx = dx_array.as<float>();
-  const auto* g = g_array.as<float>();
-  const ConvPlan& made = conv_plan(plan);
+void own_or_library_backward_data(const ConvPlan& made, float* dx, const float* g,
+                                  const void* weight, void* scratch) {
   if (made.library != nullptr && cudnn::backward_data(*made.library, dx, g, weight, scratch)) {
     return;
   }
@@ -368,10 +371,8 @@ void conv_backward_data(const LibraryPlan& plan, Reals dx_array, ConstReals g_ar
   }
 }
 
-void conv_backward_weight(const LibraryPlan& plan, float* dw, ConstReals x_array,
-                          ConstReals g_array, void* scratch) {
-  const auto *x = x_array.as<float>(), *g = g_array.as<float>();
-  const ConvPlan& made = conv_plan(plan);
+void own_or_library_backward_weight(const ConvPlan& made, float* dw, const float* x, const float* g,
+                                    void* scratch) {
   if (made.library != nullptr && cudnn::backward_weight(*made.library, dw, x, g, scratch)) return;
   const ConvShape& s = made.shape;
   if (in_fours(s.in_channels, s.groups, {x}) && in_fours(s.out_channels, s.groups, {g})) {
@@ -379,6 +380,74 @@ void conv_backward_weight(const LibraryPlan& plan, float* dw, ConstReals x_array
   } else {
     own_backward_weight<1>(s, dw, x, g, scratch);
   }
+}
+
+// An array as f32: itself, or its copy at `place`.
+const float* widened(ConstReals array, void* place, int64_t n) {
+  if (array == nullptr || array.dtype == Dtype::f32) return array.as<float>();
+  cast(place, Dtype::f32, array.data, Dtype::bf16, n);
+  return static_cast<float*>(place);
+}
+// The array that stands in for a result, and back.
+float* wide_target(Reals array, void* place) {
+  return array.dtype == Dtype::f32 ? array.as<float>() : static_cast<float*>(place);
+}
+void narrow(Reals array, const float* wide, int64_t n) {
+  if (array.dtype == Dtype::bf16) cast(array.data, Dtype::bf16, wide, Dtype::f32, n);
+}
+
+// The places of the copies.
+struct ConvCopies {
+  int64_t images, results;  // elements
+  char *image, *result, *residual;
+  ConvCopies(const ConvPlan& made, void* scratch)
+      : images(made.shape.batch * made.shape.in_height * made.shape.in_width *
+               made.shape.in_channels),
+        results(made.shape.batch * made.shape.out_height * made.shape.out_width *
+                made.shape.out_channels),
+        image(static_cast<char*>(scratch) + made.copies),
+        result(image + image_bytes(made.shape)),
+        residual(result + result_bytes(made.shape)) {}
+};
+
+}  // namespace
+
+LibraryPlan conv_forward_plan(const ConvShape& s, const ConvEpilogue& epilogue) {
+  return cached_plan(Pass::forward, s, epilogue);
+}
+LibraryPlan conv_backward_data_plan(const ConvShape& s) {
+  return cached_plan(Pass::backward_data, s, {});
+}
+LibraryPlan conv_backward_weight_plan(const ConvShape& s) {
+  return cached_plan(Pass::backward_weight, s, {});
+}
+
+void conv_forward(const LibraryPlan& plan, Reals y, ConstReals x, const void* weight,
+                  const float* bias, ConstReals residual, void* scratch) {
+  const ConvPlan& made = conv_plan(plan);
+  const ConvCopies copies(made, scratch);
+  float* wide = wide_target(y, copies.result);
+  own_or_library_forward(made, wide, widened(x, copies.image, copies.images), weight, bias,
+                         widened(residual, copies.residual, copies.results), scratch);
+  narrow(y, wide, copies.results);
+}
+
+void conv_backward_data(const LibraryPlan& plan, Reals dx, ConstReals g, const void* weight,
+                        void* scratch) {
+  const ConvPlan& made = conv_plan(plan);
+  const ConvCopies copies(made, scratch);
+  float* wide = wide_target(dx, copies.image);
+  own_or_library_backward_data(made, wide, widened(g, copies.result, copies.results), weight,
+                               scratch);
+  narrow(dx, wide, copies.images);
+}
+
+void conv_backward_weight(const LibraryPlan& plan, float* dw, ConstReals x, ConstReals g,
+                          void* scratch) {
+  const ConvPlan& made = conv_plan(plan);
+  const ConvCopies copies(made, scratch);
+  own_or_library_backward_weight(made, dw, widened(x, copies.image, copies.images),
+                                 widened(g, copies.result, copies.results), scratch);
 }
 
 }  // namespace graft::cuda

@@ -4,7 +4,8 @@
 //
 // Layout: cuBLAS thinks in columns. Our row-major y (m, n) is its y' (n, m) = b' a', so the
 // operands change places, and a bias along n is its bias along the rows of the result, which its
-// epilogue adds. Numerics: CUBLAS_COMPUTE_32F, f32 without TF32.
+// epilogue adds. Numerics: CUBLAS_COMPUTE_32F, f32 without TF32; sums of bf16 products are f32,
+// too, and the bias stays f32: where the library has no algorithm for that, our own kernel does it.
 //
 // Choice: the library proposes algorithms for a shape; the first call runs them all and keeps the
 // fastest (GRAFT_CUBLAS=untimed keeps the first; so does a first call within a stream capture,
@@ -101,12 +102,13 @@ bool capturing() {
 }
 
 // A matrix (rows, columns) in memory column by column.
-cublasLtMatrixLayout_t layout(const Library& lib, int64_t rows, int64_t columns, int64_t batch,
-                              bool shared) {
+cublasLtMatrixLayout_t layout(const Library& lib, Dtype dtype, int64_t rows, int64_t columns,
+                              int64_t batch, bool shared) {
+  const cudaDataType_t type = dtype == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_32F;
   cublasLtMatrixLayout_t made = nullptr;
   const int32_t count = static_cast<int32_t>(batch);
   const int64_t stride = shared ? 0 : rows * columns;
-  if (lib.cublasLtMatrixLayoutCreate(&made, CUDA_R_32F, static_cast<uint64_t>(rows),
+  if (lib.cublasLtMatrixLayoutCreate(&made, type, static_cast<uint64_t>(rows),
                                      static_cast<uint64_t>(columns),
                                      rows) != CUBLAS_STATUS_SUCCESS ||
       lib.cublasLtMatrixLayoutSetAttribute(made, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
@@ -148,15 +150,16 @@ struct LibraryProduct {
     const cublasOperation_t turn_left = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasOperation_t turn_right = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasLtEpilogue_t epilogue = s.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
-    left = s.transpose_b ? layout(lib, s.k, s.n, s.batch, s.shared_b)
-                         : layout(lib, s.n, s.k, s.batch, s.shared_b);
-    right = s.transpose_a ? layout(lib, s.m, s.k, s.batch, s.shared_a)
-                          : layout(lib, s.k, s.m, s.batch, s.shared_a);
-    result = layout(lib, s.n, s.m, s.batch, false);
+    left = s.transpose_b ? layout(lib, s.dtype, s.k, s.n, s.batch, s.shared_b)
+                         : layout(lib, s.dtype, s.n, s.k, s.batch, s.shared_b);
+    right = s.transpose_a ? layout(lib, s.dtype, s.m, s.k, s.batch, s.shared_a)
+                          : layout(lib, s.dtype, s.k, s.m, s.batch, s.shared_a);
+    result = layout(lib, s.y_dtype, s.n, s.m, s.batch, false);
     return left != nullptr && right != nullptr && result != nullptr &&
            set(CUBLASLT_MATMUL_DESC_TRANSA, turn_left) &&
            set(CUBLASLT_MATMUL_DESC_TRANSB, turn_right) &&
-           set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+           set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue) &&
+           (!s.bias || set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t{CUDA_R_32F}));
   }
 
   bool propose() {
@@ -186,8 +189,7 @@ struct LibraryProduct {
     return !candidates.empty();
   }
 
-  bool run(const Algorithm& candidate, float* y, const float* a, const float* b,
-           void* scratch) const {
+  bool run(const Algorithm& candidate, void* y, const void* a, const void* b, void* scratch) const {
     const float one = 1, zero = 0;
     return lib.cublasLtMatmul(lib.handle, product, &one, b, left, a, right, &zero, y, result, y,
                               result, &candidate.steps, scratch, candidate.scratch_bytes,
@@ -195,7 +197,7 @@ struct LibraryProduct {
   }
 
   // The least time of a few runs, in milliseconds; infinite where the algorithm does not run.
-  float time(const Algorithm& candidate, float* y, const float* a, const float* b,
+  float time(const Algorithm& candidate, void* y, const void* a, const void* b,
              void* scratch) const {
     cudaEvent_t begin = nullptr, end = nullptr;
     check(cudaEventCreate(&begin), "matmul");
@@ -218,7 +220,7 @@ struct LibraryProduct {
     return least;
   }
 
-  void choose(float* y, const float* a, const float* b, void* scratch) const {
+  void choose(void* y, const void* a, const void* b, void* scratch) const {
     chosen = true;
     size_t best = 0;
     if (lib.timed && candidates.size() > 1 && !capturing()) {
@@ -237,11 +239,20 @@ struct LibraryProduct {
 std::shared_ptr<const LibraryProduct> library_product(const MatmulShape& s) {
   const Library* lib = library();
   if (lib == nullptr || s.batch > INT32_MAX) return nullptr;
-  using Key = std::array<int64_t, 9>;
+  using Key = std::array<int64_t, 11>;
   static std::mutex mutex;
   static auto* known = new std::map<Key, std::shared_ptr<const LibraryProduct>>;
-  const Key key{s.batch,       s.m,        s.n,        s.k,   s.transpose_a,
-                s.transpose_b, s.shared_a, s.shared_b, s.bias};
+  const Key key{s.batch,
+                s.m,
+                s.n,
+                s.k,
+                s.transpose_a,
+                s.transpose_b,
+                s.shared_a,
+                s.shared_b,
+                s.bias,
+                static_cast<int64_t>(s.dtype),
+                static_cast<int64_t>(s.y_dtype)};
   std::lock_guard lock(mutex);
   const auto found = known->find(key);
   if (found != known->end()) return found->second;
@@ -258,7 +269,7 @@ size_t library_scratch(const LibraryProduct& product) {
   return most;
 }
 
-bool library_matmul(const LibraryProduct& product, float* y, const float* a, const float* b,
+bool library_matmul(const LibraryProduct& product, void* y, const void* a, const void* b,
                     const float* bias, void* scratch) {
   std::lock_guard lock(product.mutex);
   if (product.candidates.empty()) return false;
@@ -278,8 +289,7 @@ namespace graft::cuda {
 struct LibraryProduct {};
 std::shared_ptr<const LibraryProduct> library_product(const MatmulShape&) { return nullptr; }
 size_t library_scratch(const LibraryProduct&) { return 0; }
-bool library_matmul(const LibraryProduct&, float*, const float*, const float*, const float*,
-                    void*) {
+bool library_matmul(const LibraryProduct&, void*, const void*, const void*, const float*, void*) {
   return false;
 }
 

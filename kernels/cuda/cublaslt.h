@@ -14,8 +14,9 @@ struct LibraryProduct;
 std::shared_ptr<const LibraryProduct> library_product(const MatmulShape& shape);
 // Scratch memory that the next call wants.
 size_t library_scratch(const LibraryProduct& product);
-// y = a b + bias. All arrays aligned to 16 bytes. False: nothing was done, no algorithm works.
-bool library_matmul(const LibraryProduct& product, float* y, const float* a, const float* b,
+// y = a b + bias, arrays of the shape's types. All arrays aligned to 16 bytes. False: nothing was
+// done, no algorithm works.
+bool library_matmul(const LibraryProduct& product, void* y, const void* a, const void* b,
                     const float* bias, void* scratch);
 
 }  // namespace graft::cuda

@@ -8,20 +8,22 @@
 // the memory bus about once. The derivative is the same kernel with another table of which tap ties
 // which pixels (Reach in depthwise.cuh). All other filters take a kernel with one pixel a thread.
 //
-// Layout: NHWC, filters (c, kh, kw); 16 bytes a load where the channels are a multiple of 4 and the
-// arrays aligned to 16 bytes, else 4. Numerics: f32 sums in a fixed order; the tiled kernel counts
-// padding as zeros. Each element has one writer, so results are deterministic.
+// Layout: NHWC, f32 or bf16, filters (c, kh, kw) in f32; 4 channels a load where the channels are a
+// multiple of 4 and the arrays aligned to 16 bytes, else one. Numerics: f32 sums in a fixed order;
+// the tiled kernel counts padding as zeros. Each element has one writer, so results are
+// deterministic.
 #include <limits>
 
 #include "kernels/cuda/depthwise.cuh"
 #include "kernels/cuda/shared.cuh"
+#include "kernels/element.h"
 
 namespace graft::cuda {
 namespace {
 
 using namespace depthwise;
 
-constexpr int kWide = kPackWidth<float>;
+constexpr int kWide = 4;
 // Rows of a thread's tile. Transposed stencils of stride 2 need an even number; the others of
 // stride 2 read too many columns a row to keep the sums of two.
 template <int S, bool kTransposed>
@@ -84,7 +86,7 @@ struct Tiling {
 
 template <class T, int K, int S, bool kTransposed, int W>
 __global__ void __launch_bounds__(kThreads, 2)
-    tiled_kernel(Tiling tiling, Finish finish, T* to, const T* from, const T* weight) {
+    tiled_kernel(Tiling tiling, Finish finish, T* to, const T* from, const float* weight) {
   using Reach = depthwise::Reach<K, S, kTransposed>;
   constexpr int kRows = kTileRows<S, kTransposed>;
   constexpr int kMetRows = Reach::met(kRows), kMetColumns = Reach::met(kTileColumns);
@@ -96,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int block_channel = static_cast<int>(blockIdx.x % across) * kChannels;
   for (int i = static_cast<int>(threadIdx.x); i < K * K * kChannels; i += kThreads) {
     const int tap = i / kChannels, c = block_channel + i % kChannels;
-    taps[tap][i % kChannels] = static_cast<float>(c < channels ? weight[c * K * K + tap] : T(0));
+    taps[tap][i % kChannels] = c < channels ? weight[c * K * K + tap] : 0.0f;
   }
   __syncthreads();
 
@@ -144,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       if (column + u < 0 || column + u >= tiling.to.width) continue;
       Pack<T, W> result;
 #pragma unroll
-      for (int w = 0; w < W; ++w) result.v[w] = finish(sum[t][u][w], bias.v[w]);
+      for (int w = 0; w < W; ++w) result.v[w] = static_cast<T>(finish(sum[t][u][w], bias.v[w]));
       store(first + u * channels, result);
     }
   }
@@ -163,7 +165,7 @@ __device__ int64_t source(const Axis& axis, int64_t i, int64_t k) {
 
 // Any filter: one pixel of W channels a thread.
 template <class T, bool kTransposed, int W>
-__global__ void any_kernel(Work work, Finish finish, T* to, const T* from, const T* weight) {
+__global__ void any_kernel(Work work, Finish finish, T* to, const T* from, const float* weight) {
   const int64_t packs = work.channels / W, taps = work.rows.kernel * work.columns.kernel;
   const int64_t count = work.batch * work.rows.to * work.columns.to * packs;
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
@@ -180,56 +182,62 @@ __global__ void any_kernel(Work work, Finish finish, T* to, const T* from, const
         if (from_column < 0) continue;
         const int64_t met = (image * work.rows.from + from_row) * work.columns.from + from_column;
         const Pack<T, W> values = load<W>(from + met * work.channels + channel);
-        const T* tap = weight + channel * taps + kh * work.columns.kernel + kw;
+        const float* tap = weight + channel * taps + kh * work.columns.kernel + kw;
 #pragma unroll
         for (int w = 0; w < W; ++w) {
-          sum[w] += static_cast<float>(values.v[w]) * static_cast<float>(tap[w * taps]);
+          sum[w] += static_cast<float>(values.v[w]) * tap[w * taps];
         }
       }
     }
     Pack<T, W> result;
 #pragma unroll
     for (int w = 0; w < W; ++w) {
-      result.v[w] = finish(sum[w], finish.bias == nullptr ? 0.0f : finish.bias[channel + w]);
+      const float bias = finish.bias == nullptr ? 0.0f : finish.bias[channel + w];
+      result.v[w] = static_cast<T>(finish(sum[w], bias));
     }
     store(to + i * W, result);
   }
 }
 
-template <bool kTransposed, int W>
-void convolve(const char* op, const ConvShape& s, const Finish& finish, float* to,
-              const float* from, const float* weight) {
+template <class T, bool kTransposed, int W>
+void convolve(const char* op, const ConvShape& s, const Finish& finish, T* to, const T* from,
+              const float* weight) {
   const Work work = work_of(s, kTransposed);
   const bool tiled = visit_filter(s, [&]<int K, int S>() {
     const Tiling tiling(work, kTransposed, kTileRows<S, kTransposed>);
     const int64_t blocks = (tiling.tiles.count + kSlots<W> - 1) / kSlots<W>;
     const Grid grid{dim3(static_cast<unsigned>(blocks * channel_blocks(work.channels)))};
-    launch(op, grid, 0, tiled_kernel<float, K, S, kTransposed, W>, tiling, finish, to, from,
-           weight);
+    launch(op, grid, 0, tiled_kernel<T, K, S, kTransposed, W>, tiling, finish, to, from, weight);
   });
   if (tiled) return;
   const int64_t pixels = work.batch * work.rows.to * work.columns.to;
-  launch(op, grid_for(pixels * (work.channels / W)), 0, any_kernel<float, kTransposed, W>, work,
-         finish, to, from, weight);
+  launch(op, grid_for(pixels * (work.channels / W)), 0, any_kernel<T, kTransposed, W>, work, finish,
+         to, from, weight);
+}
+
+template <bool kTransposed>
+void convolve(const char* op, const ConvShape& s, const Finish& finish, Reals to, ConstReals from,
+              const float* weight) {
+  const bool wide = s.in_channels % kWide == 0 && aligned({to.data, from.data, finish.bias});
+  visit_real(s.dtype, [&]<class T>(T) {
+    const auto kernel = wide ? convolve<T, kTransposed, kWide> : convolve<T, kTransposed, 1>;
+    kernel(op, s, finish, to.as<T>(), from.as<T>(), weight);
+  });
 }
 
 }  // namespace
 
-void depthwise_forward(const ConvShape& s, float* y, const float* x, const float* weight,
+void depthwise_forward(const ConvShape& s, Reals y, ConstReals x, const float* weight,
                        const float* bias, Activation activation, float*) {
   Finish finish{bias};
   if (activation != Activation::none) finish.low = 0;
   if (activation == Activation::relu6) finish.high = 6;
-  const bool wide = s.in_channels % kWide == 0 && aligned({y, x, bias});
-  const auto kernel = wide ? convolve<false, kWide> : convolve<false, 1>;
-  kernel("depthwise_forward", s, finish, y, x, weight);
+  convolve<false>("depthwise_forward", s, finish, y, x, weight);
 }
 
-void depthwise_backward_data(const ConvShape& s, float* dx, const float* g, const float* weight,
+void depthwise_backward_data(const ConvShape& s, Reals dx, ConstReals g, const float* weight,
                              float*) {
-  const bool wide = s.in_channels % kWide == 0 && aligned({dx, g});
-  const auto kernel = wide ? convolve<true, kWide> : convolve<true, 1>;
-  kernel("depthwise_backward_data", s, {}, dx, g, weight);
+  convolve<true>("depthwise_backward_data", s, {}, dx, g, weight);
 }
 
 }  // namespace graft::cuda

@@ -1,12 +1,15 @@
 // Matrix products y = a b + bias: cuBLASLt's where the library is there (cublaslt.cu), else the
 // tiled kernel of gemm.cuh, which also takes arrays that are not aligned to 16 bytes.
 //
-// Layout: row-major f32, either operand transposed or shared by the batch. Numerics: f32 products
-// and sums, no TF32. Determinism: tile and cut of k by the shape alone (gemm.cuh).
+// Layout: row-major, either operand transposed or shared by the batch. Numerics: f32 products and
+// sums, no TF32; bf16 products on tensor cores with f32 sums (gemm_bf16.cu), for which an f32
+// weight is rounded when it is packed. Determinism: tile and cut of k by the shape alone
+// (gemm.cuh).
 #include <algorithm>
 
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/gemm.cuh"
+#include "kernels/cuda/gemm_bf16.h"
 #include "kernels/kernels.h"
 
 namespace graft::cuda {
@@ -58,6 +61,17 @@ bool packable(const MatmulShape& s, const float* a, const float* b) {
 }  // namespace
 
 LibraryPlan matmul_plan(const MatmulShape& s) {
+  if (s.dtype == Dtype::bf16) {
+    LibraryPlan plan;
+    if (s.weight_b) {
+      plan.packing = 1;
+      plan.packed_bytes = static_cast<size_t>(s.k * s.n) * size_of(Dtype::bf16);
+    }
+    const auto library = library_product(s);
+    if (library != nullptr) plan.scratch_bytes = library_scratch(*library);
+    plan.primitive = std::make_shared<const MatmulPlan>(MatmulPlan{s, {}, {}, library});
+    return plan;
+  }
   const GemmTileKind tile = choose_tile(s.batch, s.m, s.n, s.k);
   const GemmCut cut = visit_tile(
       tile, [&](auto chosen) { return cut_gemm<decltype(chosen)>(s.batch, s.m, s.n, s.k); });
@@ -71,23 +85,33 @@ LibraryPlan matmul_plan(const MatmulShape& s) {
   return plan;
 }
 
-// Every plan here reads weights as they are.
+// The one packing: rounded to bf16.
 void pack_weight(const LibraryPlan& plan, void* packed, const float* weight) {
-  check(cudaMemcpyAsync(packed, weight, plan.packed_bytes, cudaMemcpyDeviceToDevice, stream()),
-        "pack_weight");
+  cast(packed, Dtype::bf16, weight, Dtype::f32,
+       static_cast<int64_t>(plan.packed_bytes / size_of(Dtype::bf16)));
 }
 
 void matmul(const LibraryPlan& plan, Reals y_array, ConstReals a_array, const void* weight,
             const float* bias, void* scratch) {
   const MatmulPlan& chosen = plan_of(plan);
   const MatmulShape& s = chosen.shape;
+  if (chosen.library != nullptr && aligned({y_array.data, a_array.data, weight, bias}) &&
+      library_matmul(*chosen.library, y_array.data, a_array.data, weight, bias, scratch)) {
+    return;
+  }
+  if (s.dtype == Dtype::bf16) {
+    const auto* a = a_array.as<uint16_t>();
+    const auto* b = static_cast<const uint16_t*>(weight);
+    if (s.y_dtype == Dtype::bf16) {
+      matmul_bf16(s, y_array.as<uint16_t>(), a, b, bias);
+    } else {
+      matmul_bf16(s, y_array.as<float>(), a, b, bias);
+    }
+    return;
+  }
   auto* y = y_array.as<float>();
   const auto* a = a_array.as<float>();
   const float* b = static_cast<const float*>(weight);
-  if (chosen.library != nullptr && aligned({y, a, b, bias}) &&
-      library_matmul(*chosen.library, y, a, b, bias, scratch)) {
-    return;
-  }
   const MatmulEpilogue epilogue{y, bias, s.m, s.n, s.n % 4 == 0 && aligned({y, bias})};
   const auto run = [&](const auto& left, const auto& right) {
     visit_tile(chosen.tile, [&](auto tile) {

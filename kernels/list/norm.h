@@ -1,16 +1,17 @@
 // Normalisation. Included by kernels.h once per backend. Statistics are three numbers: the mean,
 // 1 / sqrt(variance + epsilon), and what the mean lost by rounding to float (so that
-// (x - mean) - rest is exact when the mean is large against the deviation).
+// (x - mean) - rest is exact when the mean is large against the deviation). Batch-norm takes f32 or
+// bf16; layer-norm and group-norm take f32.
 
 // Batch statistics of x (rows, channels) into stats (3, channels), and the running ones moved by
 // momentum: mean, and the unbiased variance. rows >= 2.
-void batch_norm_statistics(float* stats, float* running_mean, float* running_var, const float* x,
+void batch_norm_statistics(float* stats, float* running_mean, float* running_var, ConstReals x,
                            int64_t rows, int64_t channels, float momentum, float epsilon);
 // The same layout from given mean and variance.
 void batch_norm_frozen_statistics(float* stats, const float* mean, const float* variance,
                                   int64_t channels, float epsilon);
 // y = act((x - mean) invstd weight + bias + residual); weight, bias, residual may be null.
-void batch_norm_apply(float* y, const float* x, const float* residual, const float* stats,
+void batch_norm_apply(Reals y, ConstReals x, ConstReals residual, const float* stats,
                       const float* weight, const float* bias, Activation activation, int64_t rows,
                       int64_t channels);
 void batch_norm_grad(const BatchNormGrad& args);

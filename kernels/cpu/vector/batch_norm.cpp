@@ -5,10 +5,10 @@
 //   dz = g act'(z);  dbias = sum dz;  dweight = sum dz xhat
 //   dx = weight invstd (dz - mean(dz) - xhat mean(dz xhat)),  or weight invstd dz when frozen
 //
-// Layout: x is (rows, channels), NHWC seen as a matrix; no alignment assumed. Narrow matrices are
-// folded: k rows side by side make one row of k * channels columns, a whole number of vectors, and
-// the k copies of a channel are merged at the end. Memory-bound: two passes over x forward, two
-// over x and g backward, one when frozen.
+// Layout: x is (rows, channels), f32 or bf16, NHWC seen as a matrix; no alignment assumed. Narrow
+// matrices are folded: k rows side by side make one row of k * channels columns, a whole number of
+// vectors, and the k copies of a channel are merged at the end. Memory-bound: two passes over x
+// forward, two over x and g backward, one when frozen.
 //
 // What the backward pass reads: x and the statistics. The activation's mask is made again from x,
 // with the forward pass's own arithmetic, so that y need not be read; with a residual, or when a
@@ -75,8 +75,8 @@ void fill_affine(float* table, const float* stats, const float* weight, const fl
   }
 }
 
-template <Activation act, bool has_residual>
-void apply(float* y, const float* x, const float* residual, const float* table, int64_t channels,
+template <Activation act, bool has_residual, class T>
+void apply(T* y, const T* x, const T* residual, const float* table, int64_t channels,
            const Fold& f) {
   const float *center = table, *scale = table + f.width, *offset = table + 2 * f.width;
   const auto run = [&](int64_t at, int64_t rows, int64_t width) {
@@ -88,8 +88,8 @@ void apply(float* y, const float* x, const float* residual, const float* table, 
   run(f.rows * f.width, f.tail, channels);
 }
 
-template <Activation act>
-void apply(float* y, const float* x, const float* residual, const float* table, int64_t channels,
+template <Activation act, class T>
+void apply(T* y, const T* x, const T* residual, const float* table, int64_t channels,
            const Fold& f) {
   if (residual != nullptr) {
     apply<act, true>(y, x, residual, table, channels, f);
@@ -98,13 +98,16 @@ void apply(float* y, const float* x, const float* residual, const float* table, 
   }
 }
 
-ColumnGradRows rows_of(const BatchNormGrad& p, int64_t at) {
-  return {p.g + at, p.x ? p.x + at : nullptr, p.y ? p.y + at : nullptr, p.dz ? p.dz + at : nullptr,
-          p.dx ? p.dx + at : nullptr};
+template <class T>
+ColumnGradRows<T> rows_of(const BatchNormGrad& p, int64_t at) {
+  const auto from = [at](const auto& array) -> decltype(array.template as<T>()) {
+    return array == nullptr ? nullptr : array.template as<T>() + at;
+  };
+  return {from(p.g), from(p.x), from(p.y), from(p.dz), from(p.dx)};
 }
 
 // The first pass: sums into totals (2, width) a chunk, the last one for the tail; dz and dx.
-template <Mask mask, bool sums, bool writes_dz, bool writes_dx>
+template <class T, Mask mask, bool sums, bool writes_dz, bool writes_dx>
 void first_pass(const BatchNormGrad& p, const Fold& f, int64_t chunks, double* totals, float* work,
                 const float* table, float high) {
   const float *center = table, *scale = table + f.width, *offset = table + 2 * f.width;
@@ -113,7 +116,7 @@ void first_pass(const BatchNormGrad& p, const Fold& f, int64_t chunks, double* t
     if constexpr (sums) {
       for (int64_t j = 0; j < 2 * f.width; ++j) total[j] = 0;
     }
-    grad_matrix<mask, sums, writes_dz, writes_dx>(rows_of(p, at), total, total + f.width,
+    grad_matrix<mask, sums, writes_dz, writes_dx>(rows_of<T>(p, at), total, total + f.width,
                                                   work + 2 * f.width * chunk, center, scale, offset,
                                                   high, rows, width);
   };
@@ -123,11 +126,11 @@ void first_pass(const BatchNormGrad& p, const Fold& f, int64_t chunks, double* t
   run(chunks, f.rows * f.width, f.tail, p.channels);
 }
 
-template <Mask mask>
+template <class T, Mask mask>
 void first_pass(const BatchNormGrad& p, const Fold& f, int64_t chunks, double* totals, float* work,
                 const float* table, float high, bool sums, bool writes_dz, bool writes_dx) {
   const auto call = [&](auto with_sums, auto with_dz, auto with_dx) {
-    first_pass<mask, decltype(with_sums)::value, decltype(with_dz)::value,
+    first_pass<T, mask, decltype(with_sums)::value, decltype(with_dz)::value,
                decltype(with_dx)::value>(p, f, chunks, totals, work, table, high);
   };
   using Yes = std::true_type;
@@ -141,22 +144,21 @@ void first_pass(const BatchNormGrad& p, const Fold& f, int64_t chunks, double* t
   return sums ? choose(Yes{}) : choose(No{});
 }
 
-template <Mask mask>
+template <class T, Mask mask>
 void second_pass(const BatchNormGrad& p, const Fold& f, const float* table, float high) {
   const float *center = table, *scale = table + f.width, *offset = table + 2 * f.width;
   const float *slope = table + 3 * f.width, *constant = table + 4 * f.width;
   parallel_for(f.rows, f.width, [&](int64_t begin, int64_t end) {
-    center_grad_matrix<mask>(rows_of(p, begin * f.width), center, scale, offset, slope, constant,
+    center_grad_matrix<mask>(rows_of<T>(p, begin * f.width), center, scale, offset, slope, constant,
                              high, end - begin, f.width);
   });
-  center_grad_matrix<mask>(rows_of(p, f.rows * f.width), center, scale, offset, slope, constant,
+  center_grad_matrix<mask>(rows_of<T>(p, f.rows * f.width), center, scale, offset, slope, constant,
                            high, f.tail, p.channels);
 }
 
-}  // namespace
-
-void batch_norm_statistics(float* stats, float* running_mean, float* running_var, const float* x,
-                           int64_t rows, int64_t channels, float momentum, float epsilon) {
+template <class T>
+void statistics(float* stats, float* running_mean, float* running_var, const T* x, int64_t rows,
+                int64_t channels, float momentum, float epsilon) {
   const Fold f = fold(rows, channels);
   const int64_t chunks = f.rows < chunk_count(f) ? f.rows : chunk_count(f);
   const Workspace w(2 * channels + 2 * f.width * chunks, 3 * f.width * chunks);
@@ -168,7 +170,7 @@ void batch_norm_statistics(float* stats, float* running_mean, float* running_var
   });
 
   // All partial means first, then the deviations from the common one.
-  const float* tail = x + f.rows * f.width;
+  const T* tail = x + f.rows * f.width;
   for (int64_t j = 0; j < channels; ++j) mean[j] = m2[j] = 0;
   const auto each_part = [&](auto use) {
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -183,7 +185,7 @@ void batch_norm_statistics(float* stats, float* running_mean, float* running_var
     for (int64_t j = 0; j < channels; ++j) mean[j] += n * part[j];
   });
   for (int64_t r = 0; r < f.tail; ++r) {
-    for (int64_t j = 0; j < channels; ++j) mean[j] += tail[r * channels + j];
+    for (int64_t j = 0; j < channels; ++j) mean[j] += static_cast<float>(tail[r * channels + j]);
   }
   const double count = static_cast<double>(rows);
   for (int64_t j = 0; j < channels; ++j) mean[j] /= count;
@@ -195,7 +197,7 @@ void batch_norm_statistics(float* stats, float* running_mean, float* running_var
   });
   for (int64_t r = 0; r < f.tail; ++r) {
     for (int64_t j = 0; j < channels; ++j) {
-      const double delta = tail[r * channels + j] - mean[j];
+      const double delta = static_cast<float>(tail[r * channels + j]) - mean[j];
       m2[j] += delta * delta;
     }
   }
@@ -212,32 +214,8 @@ void batch_norm_statistics(float* stats, float* running_mean, float* running_var
   }
 }
 
-void batch_norm_frozen_statistics(float* stats, const float* mean, const float* variance,
-                                  int64_t channels, float epsilon) {
-  for (int64_t j = 0; j < channels; ++j) {
-    stats[j] = mean[j];
-    stats[channels + j] = 1 / std::sqrt(variance[j] + epsilon);
-    stats[2 * channels + j] = 0;
-  }
-}
-
-void batch_norm_apply(float* y, const float* x, const float* residual, const float* stats,
-                      const float* weight, const float* bias, Activation activation, int64_t rows,
-                      int64_t channels) {
-  const Fold f = fold(rows, channels);
-  const Workspace w(0, 3 * f.width);
-  fill_affine(w.floats, stats, weight, bias, channels, f);
-  switch (activation) {
-    case Activation::none:
-      return apply<Activation::none>(y, x, residual, w.floats, channels, f);
-    case Activation::relu:
-      return apply<Activation::relu>(y, x, residual, w.floats, channels, f);
-    case Activation::relu6:
-      return apply<Activation::relu6>(y, x, residual, w.floats, channels, f);
-  }
-}
-
-void batch_norm_grad(const BatchNormGrad& args) {
+template <class T>
+void grad(const BatchNormGrad& args) {
   BatchNormGrad p = args;
   const int64_t c = p.channels;
   const Fold f = fold(p.rows, c);
@@ -256,8 +234,8 @@ void batch_norm_grad(const BatchNormGrad& args) {
   // Frozen and without gradients of weight and bias, this pass is all there is.
   const bool writes_dz = p.dz != nullptr, writes_dx = p.dx != nullptr && !two_passes;
   const auto run = [&](auto tag) {
-    first_pass<decltype(tag)::value>(p, f, chunks, totals, work, table, high, sums, writes_dz,
-                                     writes_dx);
+    first_pass<T, decltype(tag)::value>(p, f, chunks, totals, work, table, high, sums, writes_dz,
+                                        writes_dx);
   };
   if (mask == Mask::none) {
     run(std::integral_constant<Mask, Mask::none>{});
@@ -298,15 +276,58 @@ void batch_norm_grad(const BatchNormGrad& args) {
     constant[j] = constant[j - c];
   }
   if (p.dz != nullptr) {
-    p.g = p.dz;
-    second_pass<Mask::none>(p, f, table, high);
+    p.g = ConstReals(p.dz);
+    second_pass<T, Mask::none>(p, f, table, high);
   } else if (mask == Mask::none) {
-    second_pass<Mask::none>(p, f, table, high);
+    second_pass<T, Mask::none>(p, f, table, high);
   } else if (mask == Mask::from_x) {
-    second_pass<Mask::from_x>(p, f, table, high);
+    second_pass<T, Mask::from_x>(p, f, table, high);
   } else {
-    second_pass<Mask::from_y>(p, f, table, high);
+    second_pass<T, Mask::from_y>(p, f, table, high);
   }
+}
+
+}  // namespace
+
+void batch_norm_statistics(float* stats, float* running_mean, float* running_var, ConstReals x,
+                           int64_t rows, int64_t channels, float momentum, float epsilon) {
+  visit_real(x.dtype, [&]<class T>(T) {
+    statistics(stats, running_mean, running_var, x.as<T>(), rows, channels, momentum, epsilon);
+  });
+}
+
+void batch_norm_frozen_statistics(float* stats, const float* mean, const float* variance,
+                                  int64_t channels, float epsilon) {
+  for (int64_t j = 0; j < channels; ++j) {
+    stats[j] = mean[j];
+    stats[channels + j] = 1 / std::sqrt(variance[j] + epsilon);
+    stats[2 * channels + j] = 0;
+  }
+}
+
+void batch_norm_apply(Reals y, ConstReals x, ConstReals residual, const float* stats,
+                      const float* weight, const float* bias, Activation activation, int64_t rows,
+                      int64_t channels) {
+  const Fold f = fold(rows, channels);
+  const Workspace w(0, 3 * f.width);
+  fill_affine(w.floats, stats, weight, bias, channels, f);
+  const auto run = [&]<Activation act>(std::integral_constant<Activation, act>) {
+    visit_real(y.dtype, [&]<class T>(T) {
+      apply<act>(y.as<T>(), x.as<T>(), residual.as<T>(), w.floats, channels, f);
+    });
+  };
+  switch (activation) {
+    case Activation::none:
+      return run(std::integral_constant<Activation, Activation::none>{});
+    case Activation::relu:
+      return run(std::integral_constant<Activation, Activation::relu>{});
+    case Activation::relu6:
+      return run(std::integral_constant<Activation, Activation::relu6>{});
+  }
+}
+
+void batch_norm_grad(const BatchNormGrad& args) {
+  visit_real(args.g.dtype, [&]<class T>(T) { grad<T>(args); });
 }
 
 }  // namespace graft::cpu::GRAFT_ISA

@@ -1,10 +1,12 @@
 // Statistics and affine maps of the columns of a row-major matrix: what batch-norm and group-norm
-// share. The loops run over columns with a few rows in flight, so every column keeps its own sums,
-// and nothing needs reassociating to vectorise.
+// share. Matrices are of T, float or Bf16; everything else is f32. The loops run over columns with
+// a few rows in flight, so every column keeps its own sums, and nothing needs reassociating to
+// vectorise.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/element.h"
 #include "kernels/isa.h"
 #include "kernels/types.h"
 
@@ -15,24 +17,27 @@ inline namespace GRAFT_ISA_NAMESPACE {
 constexpr int64_t kBlockRows = 256;
 
 // s += sum of (x - shift), q += sum of (x - shift)^2, over eight rows.
-static inline void add_eight_rows(float* __restrict s, float* __restrict q,
-                                  const float* __restrict shift, const float* __restrict x,
-                                  int64_t width) {
-  const float *x1 = x + width, *x2 = x1 + width, *x3 = x2 + width, *x4 = x3 + width;
-  const float *x5 = x4 + width, *x6 = x5 + width, *x7 = x6 + width;
+template <class T>
+inline void add_eight_rows(float* __restrict s, float* __restrict q, const float* __restrict shift,
+                           const T* __restrict x, int64_t width) {
+  const T *x1 = x + width, *x2 = x1 + width, *x3 = x2 + width, *x4 = x3 + width;
+  const T *x5 = x4 + width, *x6 = x5 + width, *x7 = x6 + width;
   for (int64_t j = 0; j < width; ++j) {
     const float h = shift[j];
-    const float d0 = x[j] - h, d1 = x1[j] - h, d2 = x2[j] - h, d3 = x3[j] - h;
-    const float d4 = x4[j] - h, d5 = x5[j] - h, d6 = x6[j] - h, d7 = x7[j] - h;
+    const float d0 = static_cast<float>(x[j]) - h, d1 = static_cast<float>(x1[j]) - h,
+                d2 = static_cast<float>(x2[j]) - h, d3 = static_cast<float>(x3[j]) - h;
+    const float d4 = static_cast<float>(x4[j]) - h, d5 = static_cast<float>(x5[j]) - h,
+                d6 = static_cast<float>(x6[j]) - h, d7 = static_cast<float>(x7[j]) - h;
     s[j] += ((d0 + d1) + (d2 + d3)) + ((d4 + d5) + (d6 + d7));
     q[j] +=
         ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7));
   }
 }
-static inline void add_row(float* __restrict s, float* __restrict q, const float* __restrict shift,
-                           const float* __restrict x, int64_t width) {
+template <class T>
+inline void add_row(float* __restrict s, float* __restrict q, const float* __restrict shift,
+                    const T* __restrict x, int64_t width) {
   for (int64_t j = 0; j < width; ++j) {
-    const float d = x[j] - shift[j];
+    const float d = static_cast<float>(x[j]) - shift[j];
     s[j] += d;
     q[j] += d * d;
   }
@@ -44,17 +49,18 @@ static inline void add_row(float* __restrict s, float* __restrict q, const float
 // Each block of rows is shifted by its first row. The shifted sum of squares is at most n + 1 times
 // the block's own squared deviations, whatever the data, so f32 loses no more than that factor; the
 // blocks are merged in double (Chan, Golub, LeVeque 1983).
-static inline void column_moments(double* __restrict mean, double* __restrict m2, float* work,
-                                  const float* x, int64_t rows, int64_t width) {
+template <class T>
+inline void column_moments(double* __restrict mean, double* __restrict m2, float* work, const T* x,
+                           int64_t rows, int64_t width) {
   float* __restrict shift = work;
   float* __restrict s = work + width;
   float* __restrict q = work + 2 * width;
   for (int64_t j = 0; j < width; ++j) mean[j] = m2[j] = 0;
   for (int64_t begin = 0; begin < rows; begin += kBlockRows) {
     const int64_t end = begin + kBlockRows < rows ? begin + kBlockRows : rows;
-    const float* first = x + begin * width;
+    const T* first = x + begin * width;
     for (int64_t j = 0; j < width; ++j) {
-      shift[j] = first[j];
+      shift[j] = static_cast<float>(first[j]);
       s[j] = q[j] = 0;
     }
     int64_t r = begin;
@@ -72,28 +78,27 @@ static inline void column_moments(double* __restrict mean, double* __restrict m2
 }
 
 // y = act((x - center) scale + offset [+ residual]) over `count` rows of the same width.
-template <Activation act, bool has_residual, int count>
-inline void affine_rows(float* __restrict y, const float* __restrict x,
-                        const float* __restrict residual, const float* __restrict center,
-                        const float* __restrict scale, const float* __restrict offset,
-                        int64_t width) {
+template <Activation act, bool has_residual, int count, class T>
+inline void affine_rows(T* __restrict y, const T* __restrict x, const T* __restrict residual,
+                        const float* __restrict center, const float* __restrict scale,
+                        const float* __restrict offset, int64_t width) {
   for (int64_t j = 0; j < width; ++j) {
     const float c = center[j], a = scale[j], b = offset[j];
 #pragma GCC unroll 4
     for (int r = 0; r < count; ++r) {
-      float v = (x[r * width + j] - c) * a + b;
-      if constexpr (has_residual) v += residual[r * width + j];
+      float v = (static_cast<float>(x[r * width + j]) - c) * a + b;
+      if constexpr (has_residual) v += static_cast<float>(residual[r * width + j]);
       if constexpr (act != Activation::none) v = v < 0 ? 0.0f : v;
       if constexpr (act == Activation::relu6) v = v > 6 ? 6.0f : v;
-      y[r * width + j] = v;
+      y[r * width + j] = static_cast<T>(v);
     }
   }
 }
 
-template <Activation act, bool has_residual>
-[[gnu::noinline]] static void affine_matrix(float* y, const float* x, const float* residual,
-                                            const float* center, const float* scale,
-                                            const float* offset, int64_t rows, int64_t width) {
+template <Activation act, bool has_residual, class T>
+[[gnu::noinline]] void affine_matrix(T* y, const T* x, const T* residual, const float* center,
+                                     const float* scale, const float* offset, int64_t rows,
+                                     int64_t width) {
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) {
     const int64_t at = r * width;
@@ -111,17 +116,18 @@ template <Activation act, bool has_residual>
 // x, or with the result y in z's place.
 enum class Mask : uint8_t { none, from_x, from_y };
 
+template <class T>
 struct ColumnGradRows {
-  const float *g, *x, *y;
-  float *dz, *dx;
+  const T *g, *x, *y;
+  T *dz, *dx;
 };
 
 // dz = masked g; s += sum of dz, q += sum of dz (x - center), over `count` rows. Also writes dz and
 // dx = scale dz where asked.
-template <Mask mask, bool sums, bool writes_dz, bool writes_dx, int count>
-inline void grad_rows(const float* __restrict g, const float* __restrict x,
-                      const float* __restrict y, float* __restrict dz_out, float* __restrict dx,
-                      float* __restrict s, float* __restrict q, const float* __restrict center,
+template <Mask mask, bool sums, bool writes_dz, bool writes_dx, int count, class T>
+inline void grad_rows(const T* __restrict g, const T* __restrict x, const T* __restrict y,
+                      T* __restrict dz_out, T* __restrict dx, float* __restrict s,
+                      float* __restrict q, const float* __restrict center,
                       const float* __restrict scale, const float* __restrict offset, float high,
                       int64_t width) {
   for (int64_t j = 0; j < width; ++j) {
@@ -129,15 +135,18 @@ inline void grad_rows(const float* __restrict g, const float* __restrict x,
 #pragma GCC unroll 4
     for (int r = 0; r < count; ++r) {
       const int64_t at = r * width + j;
-      float dz = g[at], d = 0;
-      if constexpr (sums || mask == Mask::from_x) d = x[at] - center[j];
+      float dz = static_cast<float>(g[at]), d = 0;
+      if constexpr (sums || mask == Mask::from_x) d = static_cast<float>(x[at]) - center[j];
       if constexpr (mask == Mask::from_x) {
         const float z = d * scale[j] + offset[j];
         dz = (z > 0) & (z < high) ? dz : 0.0f;
       }
-      if constexpr (mask == Mask::from_y) dz = (y[at] > 0) & (y[at] < high) ? dz : 0.0f;
-      if constexpr (writes_dz) dz_out[at] = dz;
-      if constexpr (writes_dx) dx[at] = dz * scale[j];
+      if constexpr (mask == Mask::from_y) {
+        const auto z = static_cast<float>(y[at]);
+        dz = (z > 0) & (z < high) ? dz : 0.0f;
+      }
+      if constexpr (writes_dz) dz_out[at] = static_cast<T>(dz);
+      if constexpr (writes_dx) dx[at] = static_cast<T>(dz * scale[j]);
       if constexpr (sums) {
         sum += dz;
         product += dz * d;
@@ -151,12 +160,11 @@ inline void grad_rows(const float* __restrict g, const float* __restrict x,
 }
 
 // The same over a matrix, in blocks whose sums go to the double totals.
-template <Mask mask, bool sums, bool writes_dz, bool writes_dx>
-[[gnu::noinline]] static void grad_matrix(const ColumnGradRows& p, double* __restrict total,
-                                          double* __restrict total_product, float* work,
-                                          const float* center, const float* scale,
-                                          const float* offset, float high, int64_t rows,
-                                          int64_t width) {
+template <Mask mask, bool sums, bool writes_dz, bool writes_dx, class T>
+[[gnu::noinline]] void grad_matrix(const ColumnGradRows<T>& p, double* __restrict total,
+                                   double* __restrict total_product, float* work,
+                                   const float* center, const float* scale, const float* offset,
+                                   float high, int64_t rows, int64_t width) {
   float* __restrict s = work;
   float* __restrict q = work + width;
   for (int64_t begin = 0; begin < rows; begin += kBlockRows) {
@@ -186,25 +194,28 @@ template <Mask mask, bool sums, bool writes_dz, bool writes_dx>
 }
 
 // dx = scale dz - (x - center) slope - constant, with dz = g under the mask.
-template <Mask mask>
-[[gnu::noinline]] static void center_grad_matrix(
-    const ColumnGradRows& p, const float* __restrict center, const float* __restrict scale,
+template <Mask mask, class T>
+[[gnu::noinline]] void center_grad_matrix(
+    const ColumnGradRows<T>& p, const float* __restrict center, const float* __restrict scale,
     const float* __restrict offset, const float* __restrict slope, const float* __restrict constant,
     float high, int64_t rows, int64_t width) {
   for (int64_t r = 0; r < rows; ++r) {
-    const float* __restrict g = p.g + r * width;
-    const float* __restrict x = p.x + r * width;
-    const float* __restrict y = mask == Mask::from_y ? p.y + r * width : nullptr;
-    float* __restrict dx = p.dx + r * width;
+    const T* __restrict g = p.g + r * width;
+    const T* __restrict x = p.x + r * width;
+    const T* __restrict y = mask == Mask::from_y ? p.y + r * width : nullptr;
+    T* __restrict dx = p.dx + r * width;
     for (int64_t j = 0; j < width; ++j) {
-      const float d = x[j] - center[j];
-      float dz = g[j];
+      const float d = static_cast<float>(x[j]) - center[j];
+      auto dz = static_cast<float>(g[j]);
       if constexpr (mask == Mask::from_x) {
         const float z = d * scale[j] + offset[j];
         dz = (z > 0) & (z < high) ? dz : 0.0f;
       }
-      if constexpr (mask == Mask::from_y) dz = (y[j] > 0) & (y[j] < high) ? dz : 0.0f;
-      dx[j] = scale[j] * dz - d * slope[j] - constant[j];
+      if constexpr (mask == Mask::from_y) {
+        const auto z = static_cast<float>(y[j]);
+        dz = (z > 0) & (z < high) ? dz : 0.0f;
+      }
+      dx[j] = static_cast<T>(scale[j] * dz - d * slope[j] - constant[j]);
     }
   }
 }

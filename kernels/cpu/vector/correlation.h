@@ -20,10 +20,11 @@
 
 namespace graft::cpu::GRAFT_ISA {
 
+template <class T>
 struct Correlation {
-  float* y;
+  T* y;
   int64_t y_step, width;  // elements between output columns; number of output columns
-  const float* x;         // column 0 of the first row
+  const T* x;             // column 0 of the first row
   int64_t x_row_step, x_width;
   const float* w;  // (rows, taps, channels)
   int64_t rows, taps, stride, shift, dilation, channels;
@@ -32,8 +33,8 @@ struct Correlation {
   float low = 0, high = 0;
 };
 
-template <int V>
-[[gnu::always_inline]] inline void finish(const Correlation& r, float* y, Lanes<V> value) {
+template <int V, class T>
+[[gnu::always_inline]] inline void finish(const Correlation<T>& r, T* y, Lanes<V> value) {
   if (r.clamped) {
     // These comparisons let NaN through.
     value = value < r.low ? Lanes<V>{} + r.low : value;
@@ -42,8 +43,8 @@ template <int V>
   store<V>(y, value);
 }
 
-template <int Taps, int Stride, int Tile, bool Edge>
-[[gnu::always_inline]] inline void correlate_tile(const Correlation& r, int64_t o, int64_t c) {
+template <int Taps, int Stride, int Tile, bool Edge, class T>
+[[gnu::always_inline]] inline void correlate_tile(const Correlation<T>& r, int64_t o, int64_t c) {
   constexpr int V = kLanes;
   Lanes<V> sum[Tile];
   const Lanes<V> start = r.bias != nullptr ? load<V>(r.bias + c) : Lanes<V>{};
@@ -51,7 +52,7 @@ template <int Taps, int Stride, int Tile, bool Edge>
   for (int t = 0; t < Tile; ++t) sum[t] = start;
   const int64_t first = o * Stride + r.shift;
   const float* w = r.w + c;
-  const float* x = r.x + c;
+  const T* x = r.x + c;
   for (int64_t row = 0; row < r.rows; ++row, w += Taps * r.channels, x += r.x_row_step) {
     Lanes<V> tap[Taps];
 #pragma GCC unroll 32
@@ -71,9 +72,9 @@ template <int Taps, int Stride, int Tile, bool Edge>
   for (int t = 0; t < Tile; ++t) finish<V>(r, r.y + (o + t) * r.y_step + c, sum[t]);
 }
 
-template <int Taps, int Stride, int Tile>
-void correlate_tiles(const Correlation& r) {
-  const float* last = r.x + (r.rows - 1) * r.x_row_step;
+template <int Taps, int Stride, int Tile, class T>
+void correlate_tiles(const Correlation<T>& r) {
+  const T* last = r.x + (r.rows - 1) * r.x_row_step;
   for (int64_t next = 0; next < r.width; next += Tile) {
     const int64_t o = std::min<int64_t>(next, r.width - Tile);
     const int64_t first = o * Stride + r.shift;
@@ -84,7 +85,7 @@ void correlate_tiles(const Correlation& r) {
       // Columns are too far apart for the hardware to guess; worth up to a factor of 2 (measured).
 #pragma GCC unroll 32
       for (int t = 0; t < Tile * Stride; ++t) {
-        const float* next_tile = last + (first + Tile * Stride + t) * r.channels + c;
+        const T* next_tile = last + (first + Tile * Stride + t) * r.channels + c;
         __builtin_prefetch(next_tile);
         if (Stride == 2) __builtin_prefetch(next_tile - r.x_row_step);
       }
@@ -98,8 +99,8 @@ void correlate_tiles(const Correlation& r) {
 }
 
 // Widths of image networks are multiples of 7. Wide tiles pay for five taps only (measured).
-template <int Taps, int Stride>
-void correlate_row(const Correlation& r) {
+template <int Taps, int Stride, class T>
+void correlate_row(const Correlation<T>& r) {
   constexpr bool kWide = kRegisters == 32 && Taps == 5;
   if (kWide && r.width >= 14) {
     correlate_tiles<Taps, Stride, kWide ? 14 : 7>(r);
@@ -115,8 +116,8 @@ void correlate_row(const Correlation& r) {
 }
 
 // Any size, one output at a time.
-template <int V>
-void correlate_any(const Correlation& r) {
+template <int V, class T>
+void correlate_any(const Correlation<T>& r) {
   for (int64_t o = 0; o < r.width; ++o) {
     const int64_t first = o * r.stride + r.shift;
     for (int64_t next_c = 0; next_c < r.channels; next_c += V) {
@@ -135,7 +136,8 @@ void correlate_any(const Correlation& r) {
   }
 }
 
-inline void correlate(const Correlation& r) {
+template <class T>
+void correlate(const Correlation<T>& r) {
   if (r.channels < 4) return correlate_any<1>(r);
   if (r.channels < kLanes) return correlate_any<4>(r);
   if (r.dilation != 1 && r.taps > 1) return correlate_any<kLanes>(r);

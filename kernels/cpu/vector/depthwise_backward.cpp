@@ -6,8 +6,9 @@
 // rows; a tile of up to four gradients stays in registers too, so that an input column is loaded
 // once for all the taps it meets.
 //
-// NHWC, any alignment. Numerics: f32, band by band, then chunk by chunk (depthwise_chunks in
-// plan.h); neither depends on the number of threads, so results are bitwise repeatable.
+// NHWC, f32 or bf16, any alignment. Numerics: f32, band by band, then chunk by chunk
+// (depthwise_chunks in plan.h); neither depends on the number of threads, so results are bitwise
+// repeatable.
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vector/lanes.h"
 #include "kernels/kernels.h"
@@ -19,15 +20,16 @@ namespace {
 // it.
 constexpr int64_t kBandBytes = 1024 << 10;
 
+template <class T>
 struct Band {
   const ConvShape& s;
-  const float* x;
-  const float* g;
+  const T* x;
+  const T* g;
   int64_t begin, end;  // output rows, counted through the batch
   float* partial;      // (kh, kw, c), added to
 
   // The input row that tap row kh meets in this output row, or null in the padding.
-  const float* input_row(int64_t row, int64_t kh) const {
+  const T* input_row(int64_t row, int64_t kh) const {
     const int64_t n = row / s.out_height, oh = row % s.out_height;
     const int64_t ih = oh * s.stride_height - s.pad_top + kh * s.dilation_height;
     if (ih < 0 || ih >= s.in_height) return nullptr;
@@ -42,9 +44,9 @@ struct Band {
   }
 };
 
-template <int Rows, int Taps, int Stride, int Tile, bool Edge>
-[[gnu::always_inline]] inline void meet(Lanes<kLanes> (&sum)[Rows][Taps], const float* const* x,
-                                        const float* g, int64_t first, int64_t width,
+template <int Rows, int Taps, int Stride, int Tile, bool Edge, class T>
+[[gnu::always_inline]] inline void meet(Lanes<kLanes> (&sum)[Rows][Taps], const T* const* x,
+                                        const T* g, int64_t first, int64_t width,
                                         int64_t channels) {
   Lanes<kLanes> gradient[Tile];
 #pragma GCC unroll 8
@@ -66,18 +68,18 @@ template <int Rows, int Taps, int Stride, int Tile, bool Edge>
 }
 
 // Tap rows kh..kh+Rows-1 of one vector of channels over the band.
-template <int Rows, int Taps, int Stride>
-void sweep(const Band& band, int64_t kh, int64_t c, int64_t skip) {
+template <int Rows, int Taps, int Stride, class T>
+void sweep(const Band<T>& band, int64_t kh, int64_t c, int64_t skip) {
   const ConvShape& s = band.s;
   const int64_t channels = s.in_channels;
   Lanes<kLanes> sum[Rows][Taps] = {};
   for (int64_t row = band.begin; row < band.end; ++row) {
-    const float* x[Rows];
+    const T* x[Rows];
     for (int r = 0; r < Rows; ++r) {
       x[r] = band.input_row(row, kh + r);
       if (x[r] != nullptr) x[r] += c;
     }
-    const float* g = band.g + row * s.out_width * channels + c;
+    const T* g = band.g + row * s.out_width * channels + c;
     const auto tile = [&]<int Tile>(int64_t o) __attribute__((always_inline)) {
       const int64_t first = o * Stride - s.pad_left;
       if (first < 0 || first + (Tile - 1) * Stride + Taps > s.in_width) {
@@ -103,14 +105,14 @@ void sweep(const Band& band, int64_t kh, int64_t c, int64_t skip) {
   }
   for (int r = 0; r < Rows; ++r) {
     for (int k = 0; k < Taps; ++k) {
-      band.add<kLanes>((kh + r) * Taps + k, c, skip, sum[r][k]);
+      band.template add<kLanes>((kh + r) * Taps + k, c, skip, sum[r][k]);
     }
   }
 }
 
 // As many tap rows at once as there are registers for.
-template <int Taps, int Stride>
-void sweep_filter(const Band& band, int64_t c, int64_t skip) {
+template <int Taps, int Stride, class T>
+void sweep_filter(const Band<T>& band, int64_t c, int64_t skip) {
   constexpr int kRows = std::clamp((kRegisters - 7) / Taps, 1, Taps);
   int64_t kh = 0;
   for (; kh + kRows <= band.s.kernel_height; kh += kRows) {
@@ -120,29 +122,29 @@ void sweep_filter(const Band& band, int64_t c, int64_t skip) {
 }
 
 // Any size, one tap at a time.
-template <int V>
-void sweep_any(const Band& band, int64_t c, int64_t skip) {
+template <int V, class T>
+void sweep_any(const Band<T>& band, int64_t c, int64_t skip) {
   const ConvShape& s = band.s;
   for (int64_t kh = 0; kh < s.kernel_height; ++kh) {
     for (int64_t kw = 0; kw < s.kernel_width; ++kw) {
       Lanes<V> sum = {};
       for (int64_t row = band.begin; row < band.end; ++row) {
-        const float* x = band.input_row(row, kh);
+        const T* x = band.input_row(row, kh);
         if (x == nullptr) continue;
-        const float* g = band.g + row * s.out_width * s.in_channels + c;
+        const T* g = band.g + row * s.out_width * s.in_channels + c;
         for (int64_t o = 0; o < s.out_width; ++o) {
           const int64_t column = o * s.stride_width - s.pad_left + kw * s.dilation_width;
           if (column < 0 || column >= s.in_width) continue;
           sum += load<V>(g + o * s.in_channels) * load<V>(x + column * s.in_channels + c);
         }
       }
-      band.add<V>(kh * s.kernel_width + kw, c, skip, sum);
+      band.template add<V>(kh * s.kernel_width + kw, c, skip, sum);
     }
   }
 }
 
-template <int V>
-void sweep_block(const Band& band, int64_t c, int64_t skip) {
+template <int V, class T>
+void sweep_block(const Band<T>& band, int64_t c, int64_t skip) {
   if constexpr (V == kLanes) {
     const ConvShape& s = band.s;
     if (s.dilation_width == 1) {
@@ -161,8 +163,8 @@ void sweep_block(const Band& band, int64_t c, int64_t skip) {
   sweep_any<V>(band, c, skip);
 }
 
-template <int V>
-void sweep_channels(const Band& band) {
+template <int V, class T>
+void sweep_channels(const Band<T>& band) {
   for (int64_t next = 0; next < band.s.in_channels; next += V) {
     const int64_t c = std::min<int64_t>(next, band.s.in_channels - V);
     sweep_block<V>(band, c, next - c);
@@ -171,7 +173,7 @@ void sweep_channels(const Band& band) {
 
 }  // namespace
 
-void depthwise_backward_weight(const ConvShape& s, float* dw, const float* x, const float* g,
+void depthwise_backward_weight(const ConvShape& s, float* dw, ConstReals x, ConstReals g,
                                float* scratch) {
   const int64_t channels = s.in_channels, taps = s.kernel_height * s.kernel_width;
   const int64_t size = taps * channels, chunks = depthwise_chunks(s);
@@ -180,16 +182,18 @@ void depthwise_backward_weight(const ConvShape& s, float* dw, const float* x, co
   parallel_chunks(s.batch * s.out_height, chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
     float* partial = scratch + chunk * size;
     std::fill(partial, partial + size, 0.0f);
-    for (int64_t row = begin; row < end; row += band_rows) {
-      const Band band{s, x, g, row, std::min(row + band_rows, end), partial};
-      if (channels < 4) {
-        sweep_channels<1>(band);
-      } else if (channels < kLanes) {
-        sweep_channels<4>(band);
-      } else {
-        sweep_channels<kLanes>(band);
+    visit_real(s.dtype, [&]<class T>(T) {
+      for (int64_t row = begin; row < end; row += band_rows) {
+        const Band<T> band{s, x.as<T>(), g.as<T>(), row, std::min(row + band_rows, end), partial};
+        if (channels < 4) {
+          sweep_channels<1>(band);
+        } else if (channels < kLanes) {
+          sweep_channels<4>(band);
+        } else {
+          sweep_channels<kLanes>(band);
+        }
       }
-    }
+    });
   });
   parallel_for(channels, chunks * taps, [=](int64_t begin, int64_t end) {
     for (int64_t tap = 0; tap < taps; ++tap) {

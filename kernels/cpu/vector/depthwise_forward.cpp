@@ -6,8 +6,8 @@
 // and each one reads the output one step of d/e above the one before: a correlation of stride 1
 // with the flipped subset of the filter.
 //
-// NHWC, any alignment; the filter is first transposed to (kh, kw, c). f32 sums of kh kw terms in a
-// fixed order; results do not depend on the number of threads.
+// NHWC, f32 or bf16, any alignment; the filter is first transposed to (kh, kw, c). f32 sums of kh
+// kw terms in a fixed order; results do not depend on the number of threads.
 #include <limits>
 #include <numeric>
 
@@ -50,10 +50,9 @@ struct Inside {
   }
 };
 
-}  // namespace
-
-void depthwise_forward(const ConvShape& s, float* y, const float* x, const float* weight,
-                       const float* bias, Activation activation, float* scratch) {
+template <class T>
+void forward(const ConvShape& s, T* y, const T* x, const float* weight, const float* bias,
+             Activation activation, float* scratch) {
   const int64_t channels = s.in_channels, taps = s.kernel_height * s.kernel_width;
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t k = 0; k < taps; ++k) scratch[k * channels + c] = weight[c * taps + k];
@@ -64,29 +63,29 @@ void depthwise_forward(const ConvShape& s, float* y, const float* x, const float
       const int64_t n = item / s.out_height, oh = item % s.out_height;
       const int64_t top = oh * s.stride_height - s.pad_top;
       const Inside rows(top, s.dilation_height, s.kernel_height, s.in_height);
-      correlate({.y = y + item * y_row,
-                 .y_step = channels,
-                 .width = s.out_width,
-                 .x = x + (n * s.in_height + top + rows.begin * s.dilation_height) * x_row,
-                 .x_row_step = s.dilation_height * x_row,
-                 .x_width = s.in_width,
-                 .w = scratch + rows.begin * s.kernel_width * channels,
-                 .rows = rows.end - rows.begin,
-                 .taps = s.kernel_width,
-                 .stride = s.stride_width,
-                 .shift = -s.pad_left,
-                 .dilation = s.dilation_width,
-                 .channels = channels,
-                 .bias = bias,
-                 .clamped = activation != Activation::none,
-                 .low = 0.0f,
-                 .high = activation == Activation::relu6 ? 6.0f : kInfinity});
+      correlate<T>({.y = y + item * y_row,
+                    .y_step = channels,
+                    .width = s.out_width,
+                    .x = x + (n * s.in_height + top + rows.begin * s.dilation_height) * x_row,
+                    .x_row_step = s.dilation_height * x_row,
+                    .x_width = s.in_width,
+                    .w = scratch + rows.begin * s.kernel_width * channels,
+                    .rows = rows.end - rows.begin,
+                    .taps = s.kernel_width,
+                    .stride = s.stride_width,
+                    .shift = -s.pad_left,
+                    .dilation = s.dilation_width,
+                    .channels = channels,
+                    .bias = bias,
+                    .clamped = activation != Activation::none,
+                    .low = 0.0f,
+                    .high = activation == Activation::relu6 ? 6.0f : kInfinity});
     }
   });
 }
 
-void depthwise_backward_data(const ConvShape& s, float* dx, const float* g, const float* weight,
-                             float* scratch) {
+template <class T>
+void backward_data(const ConvShape& s, T* dx, const T* g, const float* weight, float* scratch) {
   const int64_t channels = s.in_channels, taps = s.kernel_height * s.kernel_width;
   const auto residue_of_row = [&s](int64_t p) {
     return Residue(p, s.stride_height, s.dilation_height, s.pad_top, s.kernel_height);
@@ -122,24 +121,39 @@ void depthwise_backward_data(const ConvShape& s, float* dx, const float* g, cons
       const Inside rows(top, row.distance, row.count, s.out_height);
       for (int64_t pw = 0; pw < std::min(s.stride_width, s.in_width); ++pw) {
         const Residue column = residue_of_column(pw);
-        correlate({.y = dx + item * x_row + pw * channels,
-                   .y_step = s.stride_width * channels,
-                   .width = (s.in_width - pw + s.stride_width - 1) / s.stride_width,
-                   .x = g + (n * s.out_height + top + rows.begin * row.distance) * g_row,
-                   .x_row_step = row.distance * g_row,
-                   .x_width = s.out_width,
-                   .w = w + rows.begin * column.count * channels,
-                   .rows = rows.end - rows.begin,
-                   .taps = column.count,
-                   .stride = 1,
-                   .shift = column.shift,
-                   .dilation = column.distance,
-                   .channels = channels,
-                   .bias = nullptr});
+        correlate<T>({.y = dx + item * x_row + pw * channels,
+                      .y_step = s.stride_width * channels,
+                      .width = (s.in_width - pw + s.stride_width - 1) / s.stride_width,
+                      .x = g + (n * s.out_height + top + rows.begin * row.distance) * g_row,
+                      .x_row_step = row.distance * g_row,
+                      .x_width = s.out_width,
+                      .w = w + rows.begin * column.count * channels,
+                      .rows = rows.end - rows.begin,
+                      .taps = column.count,
+                      .stride = 1,
+                      .shift = column.shift,
+                      .dilation = column.distance,
+                      .channels = channels,
+                      .bias = nullptr});
         w += row.count * column.count * channels;
       }
     }
   });
+}
+
+}  // namespace
+
+void depthwise_forward(const ConvShape& s, Reals y, ConstReals x, const float* weight,
+                       const float* bias, Activation activation, float* scratch) {
+  visit_real(s.dtype, [&]<class T>(T) {
+    forward(s, y.as<T>(), x.as<T>(), weight, bias, activation, scratch);
+  });
+}
+
+void depthwise_backward_data(const ConvShape& s, Reals dx, ConstReals g, const float* weight,
+                             float* scratch) {
+  visit_real(s.dtype,
+             [&]<class T>(T) { backward_data(s, dx.as<T>(), g.as<T>(), weight, scratch); });
 }
 
 }  // namespace graft::cpu::GRAFT_ISA

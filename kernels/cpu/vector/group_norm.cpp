@@ -57,8 +57,8 @@ void group_norm(float* y, float* stats, const float* x, const float* weight, con
           offset[j] = (bias ? bias[j] : 0.0f) - rest * scale[j];
         }
       }
-      affine_matrix<Activation::none, false>(y + n * spatial * channels, in, nullptr, center, scale,
-                                             offset, spatial, channels);
+      affine_matrix<Activation::none, false, float>(y + n * spatial * channels, in, nullptr, center,
+                                                    scale, offset, spatial, channels);
     }
   });
 }
@@ -83,7 +83,7 @@ void group_norm_grad(float* dx, float* dweight, float* dbias, const float* g, co
         scale[j] = (weight ? weight[j] : 1.0f) * own[3 * (j / width) + 1];
         sum[j] = product[j] = 0;
       }
-      const ColumnGradRows rows{g + at, x + at, nullptr, nullptr, dx ? dx + at : nullptr};
+      const ColumnGradRows<float> rows{g + at, x + at, nullptr, nullptr, dx ? dx + at : nullptr};
       grad_matrix<Mask::none, true, false, false>(rows, sum, product, work, center, scale, scale,
                                                   0.0f, spatial, channels);
       for (int64_t k = 0; k < groups; ++k) {

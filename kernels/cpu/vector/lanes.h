@@ -37,9 +37,14 @@ template <int V>
 
 // bf16 in memory, f32 in the vector.
 template <int V>
-using Halves = uint16_t __attribute__((vector_size(V * sizeof(uint16_t))));
+struct IntegersOf {
+  typedef uint16_t halves __attribute__((vector_size(V * sizeof(uint16_t))));
+  typedef uint32_t words __attribute__((vector_size(V * sizeof(uint32_t))));
+};
 template <int V>
-using Words = uint32_t __attribute__((vector_size(V * sizeof(uint32_t))));
+using Halves = typename IntegersOf<V>::halves;
+template <int V>
+using Words = typename IntegersOf<V>::words;
 template <int V>
 [[gnu::always_inline]] inline Lanes<V> load(const Bf16* from) {
   Halves<V> halves;

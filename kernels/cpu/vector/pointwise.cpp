@@ -1,9 +1,10 @@
 // Pointwise kernels: y = f(x), dx = g f'(x), out = f(a, b); formulas in functors.h.
-// Layout: contiguous f32; broadcast operands by strides, innermost stride 0 or 1 in the fast loops.
-// Numerics: f32. Memory-bound: the loops are left to the compiler's vectoriser, which the
-// branch-free functors allow; ivdep, because an output may be one of the inputs.
-// Determinism: no reductions, so results do not depend on the number of threads.
+// Layout: contiguous f32 or bf16; broadcast operands by strides, innermost stride 0 or 1 in the
+// fast loops. Numerics: f32; a bf16 result is rounded once. Memory-bound: the loops are left to the
+// compiler's vectoriser, which the branch-free functors allow; ivdep, because an output may be one
+// of the inputs. Determinism: no reductions, so results do not depend on the number of threads.
 #include "kernels/cpu/parallel.h"
+#include "kernels/element.h"
 #include "kernels/kernels.h"
 
 namespace graft::cpu::GRAFT_ISA {
@@ -46,101 +47,143 @@ int64_t count_of(const BroadcastShape& s) {
 
 // One loop per pair of innermost strides, so that the common ones vectorise.
 // step(i, a_value, b_value).
-template <class Step>
-void run(int64_t n, const float* a, int64_t a_stride, const float* b, int64_t b_stride,
-         const Step& step) {
+template <class T, class Step>
+void run(int64_t n, const T* a, int64_t a_stride, const T* b, int64_t b_stride, const Step& step) {
   if (a_stride == 1 && b_stride == 1) {
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) step(i, a[i], b[i]);
+    for (int64_t i = 0; i < n; ++i) step(i, static_cast<float>(a[i]), static_cast<float>(b[i]));
   } else if (a_stride == 1 && b_stride == 0) {
-    const float value = b[0];
+    const auto value = static_cast<float>(b[0]);
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) step(i, a[i], value);
+    for (int64_t i = 0; i < n; ++i) step(i, static_cast<float>(a[i]), value);
   } else if (a_stride == 0 && b_stride == 1) {
-    const float value = a[0];
+    const auto value = static_cast<float>(a[0]);
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) step(i, value, b[i]);
+    for (int64_t i = 0; i < n; ++i) step(i, value, static_cast<float>(b[i]));
   } else {
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) step(i, a[i * a_stride], b[i * b_stride]);
+    for (int64_t i = 0; i < n; ++i)
+      step(i, static_cast<float>(a[i * a_stride]), static_cast<float>(b[i * b_stride]));
   }
 }
 
-}  // namespace
-
-void unary(Unary op, UnaryParams params, float* y, const float* x, int64_t n) {
-  visit(op, [=](auto functor) {
-    parallel_for(n, 1, [=](int64_t begin, int64_t end) {
-#pragma GCC ivdep
-      for (int64_t i = begin; i < end; ++i) y[i] = functor.f(x[i], params);
-    });
-  });
-}
-
-void unary_grad(Unary op, UnaryParams params, float* dx, const float* x, const float* y,
-                const float* g, int64_t n) {
-  // A functor that reads neither is given g: any readable array will do.
-  const float* x_or_g = x != nullptr ? x : g;
-  const float* y_or_g = y != nullptr ? y : g;
+template <class T>
+void unary(Unary op, UnaryParams params, T* y, const T* x, int64_t n) {
   visit(op, [=](auto functor) {
     parallel_for(n, 1, [=](int64_t begin, int64_t end) {
 #pragma GCC ivdep
       for (int64_t i = begin; i < end; ++i) {
-        dx[i] = g[i] * functor.d(x_or_g[i], y_or_g[i], params);
+        y[i] = static_cast<T>(functor.f(static_cast<float>(x[i]), params));
       }
     });
   });
 }
 
-void binary(Binary op, float* out, const float* a, const float* b, int64_t n) {
+template <class T>
+void unary_grad(Unary op, UnaryParams params, T* dx, const T* x, const T* y, const T* g,
+                int64_t n) {
+  // A functor that reads neither is given g: any readable array will do.
+  const T* x_or_g = x != nullptr ? x : g;
+  const T* y_or_g = y != nullptr ? y : g;
   visit(op, [=](auto functor) {
     parallel_for(n, 1, [=](int64_t begin, int64_t end) {
 #pragma GCC ivdep
-      for (int64_t i = begin; i < end; ++i) out[i] = functor.f(a[i], b[i]);
+      for (int64_t i = begin; i < end; ++i) {
+        dx[i] = static_cast<T>(static_cast<float>(g[i]) * functor.d(static_cast<float>(x_or_g[i]),
+                                                                    static_cast<float>(y_or_g[i]),
+                                                                    params));
+      }
     });
   });
 }
 
-void binary_broadcast(Binary op, float* out, const float* a, const float* b,
-                      const BroadcastShape& shape) {
+template <class T>
+void binary(Binary op, T* out, const T* a, const T* b, int64_t n) {
+  visit(op, [=](auto functor) {
+    parallel_for(n, 1, [=](int64_t begin, int64_t end) {
+#pragma GCC ivdep
+      for (int64_t i = begin; i < end; ++i) {
+        out[i] = static_cast<T>(functor.f(static_cast<float>(a[i]), static_cast<float>(b[i])));
+      }
+    });
+  });
+}
+
+template <class T>
+void binary_broadcast(Binary op, T* out, const T* a, const T* b, const BroadcastShape& shape) {
   visit(op, [&](auto functor) {
     const int last = shape.rank - 1;
     parallel_for(count_of(shape), 1, [&](int64_t begin, int64_t end) {
       for_runs(shape, begin, end, [&](int64_t i, int64_t ia, int64_t ib, int64_t n) {
-        float* target = out + i;
+        T* target = out + i;
         run(n, a + ia, shape.a_strides[last], b + ib, shape.b_strides[last],
-            [=](int64_t k, float va, float vb) { target[k] = functor.f(va, vb); });
+            [=](int64_t k, float va, float vb) { target[k] = static_cast<T>(functor.f(va, vb)); });
       });
     });
   });
 }
 
-void binary_grad(Binary op, float* da, float* db, const float* a, const float* b, const float* g,
+template <class T>
+void binary_grad(Binary op, T* da, T* db, const T* a, const T* b, const T* g,
                  const BroadcastShape& shape) {
   visit(op, [&](auto functor) {
     const int last = shape.rank - 1;
     parallel_for(count_of(shape), 1, [&](int64_t begin, int64_t end) {
       for_runs(shape, begin, end, [&](int64_t i, int64_t ia, int64_t ib, int64_t n) {
-        const float* gi = g + i;
+        const T* gi = g + i;
         const auto pass = [&](const auto& step) {
           run(n, a + ia, shape.a_strides[last], b + ib, shape.b_strides[last], step);
         };
         if (da != nullptr && db != nullptr) {
-          float *ta = da + i, *tb = db + i;
+          T *ta = da + i, *tb = db + i;
           pass([=](int64_t k, float va, float vb) {
-            const float gk = gi[k];
-            ta[k] = gk * functor.da(va, vb);
-            tb[k] = gk * functor.db(va, vb);
+            const auto gk = static_cast<float>(gi[k]);
+            ta[k] = static_cast<T>(gk * functor.da(va, vb));
+            tb[k] = static_cast<T>(gk * functor.db(va, vb));
           });
         } else if (da != nullptr) {
-          float* ta = da + i;
-          pass([=](int64_t k, float va, float vb) { ta[k] = gi[k] * functor.da(va, vb); });
+          T* ta = da + i;
+          pass([=](int64_t k, float va, float vb) {
+            ta[k] = static_cast<T>(static_cast<float>(gi[k]) * functor.da(va, vb));
+          });
         } else if (db != nullptr) {
-          float* tb = db + i;
-          pass([=](int64_t k, float va, float vb) { tb[k] = gi[k] * functor.db(va, vb); });
+          T* tb = db + i;
+          pass([=](int64_t k, float va, float vb) {
+            tb[k] = static_cast<T>(static_cast<float>(gi[k]) * functor.db(va, vb));
+          });
         }
       });
     });
+  });
+}
+
+}  // namespace
+
+void unary(Unary op, UnaryParams params, Reals y, ConstReals x, int64_t n) {
+  visit_real(y.dtype, [&]<class T>(T) { unary(op, params, y.as<T>(), x.as<T>(), n); });
+}
+
+void unary_grad(Unary op, UnaryParams params, Reals dx, ConstReals x, ConstReals y, ConstReals g,
+                int64_t n) {
+  visit_real(dx.dtype, [&]<class T>(T) {
+    unary_grad(op, params, dx.as<T>(), x.as<T>(), y.as<T>(), g.as<T>(), n);
+  });
+}
+
+void binary(Binary op, Reals out, ConstReals a, ConstReals b, int64_t n) {
+  visit_real(out.dtype, [&]<class T>(T) { binary(op, out.as<T>(), a.as<T>(), b.as<T>(), n); });
+}
+
+void binary_broadcast(Binary op, Reals out, ConstReals a, ConstReals b,
+                      const BroadcastShape& shape) {
+  visit_real(out.dtype,
+             [&]<class T>(T) { binary_broadcast(op, out.as<T>(), a.as<T>(), b.as<T>(), shape); });
+}
+
+void binary_grad(Binary op, Reals da, Reals db, ConstReals a, ConstReals b, ConstReals g,
+                 const BroadcastShape& shape) {
+  visit_real(g.dtype, [&]<class T>(T) {
+    binary_grad(op, da.as<T>(), db.as<T>(), a.as<T>(), b.as<T>(), g.as<T>(), shape);
   });
 }
 
