@@ -18,9 +18,9 @@ thread_local int64_t node_count = 0;
 void accumulate(Tensor& into, const Tensor& g) {
   const bool own = into.storage().use_count() == 1;
   Tensor result = own ? into : empty_like(into);
-  const float* before = into.data<float>();
+  const ConstReals before = into.reals();
   GRAFT_KERNEL(binary, into.device())
-  (Binary::add, result.mutable_data<float>(), before, g.data<float>(), into.numel());
+  (Binary::add, result.mutable_reals(), before, g.reals(), into.numel());
   into = std::move(result);
 }
 

@@ -66,6 +66,12 @@ TEST_CASE("ops in bf16 are f32's, rounded") {
   same_row("slice", rows, [](const Tensor& x) { return slice(x, 1, 3, 9); });
   same_row("permute", images, [](const Tensor& x) { return permute(x, {0, 3, 1, 2}); });
   same_row("gelu", rows, [](const Tensor& x) { return gelu(x); });
+  same_row("silu", rows, [](const Tensor& x) { return silu(x); });
+  same_row("add", rows, [&](const Tensor& x) { return add(x, cast(weight, x.dtype())); });
+  same_row("mul", rows, [&](const Tensor& x) { return mul(cast(weight, x.dtype()), x); });
+  same_row("div", rows, [](const Tensor& x) { return div(x, add(mul(x, x), 1.0f)); });
+  // Two gradients for one tensor.
+  same_row("mul", rows, [](const Tensor& x) { return mul(x, x); });
 }
 
 TEST_CASE("batch_norm in bf16: activation and residual") {

@@ -31,11 +31,9 @@ struct Geometry {
   Layout x, y, weight, any_weight, any_gradient, bias;
   Memory::dims stride, dilation, pad_begin, pad_end;
 
-  explicit Geometry(const ConvShape& s)
-      : x({s.batch, s.in_channels, s.in_height, s.in_width}, computed_as(s.dtype),
-          Memory::format_tag::nhwc),
-        y({s.batch, s.out_channels, s.out_height, s.out_width}, computed_as(s.dtype),
-          Memory::format_tag::nhwc),
+  Geometry(const ConvShape& s, Memory::data_type type)
+      : x({s.batch, s.in_channels, s.in_height, s.in_width}, type, Memory::format_tag::nhwc),
+        y({s.batch, s.out_channels, s.out_height, s.out_width}, type, Memory::format_tag::nhwc),
         bias({s.out_channels}, kF32, Memory::format_tag::x),
         stride{s.stride_height, s.stride_width},
         dilation{s.dilation_height - 1, s.dilation_width - 1},
@@ -46,12 +44,12 @@ struct Geometry {
     if (s.groups == 1) {
       const Memory::dims dims{out, in, s.kernel_height, s.kernel_width};
       weight = Layout(dims, kF32, Memory::dims{filter, 1, row, in});
-      any_weight = Layout(dims, computed_as(s.dtype), kAny);
+      any_weight = Layout(dims, type, kAny);
       any_gradient = Layout(dims, kF32, kAny);
     } else {
       const Memory::dims dims{s.groups, out, in, s.kernel_height, s.kernel_width};
       weight = Layout(dims, kF32, Memory::dims{out * filter, filter, 1, row, in});
-      any_weight = Layout(dims, computed_as(s.dtype), kAny);
+      any_weight = Layout(dims, type, kAny);
       any_gradient = Layout(dims, kF32, kAny);
     }
   }
@@ -114,9 +112,33 @@ bool backward_data_as_product(const ConvShape& s) {
          s.pad_top == 0 && s.pad_left == 0 && s.in_channels >= kProductChannels;
 }
 
-// Copies of the images and of the result, where they are wanted.
-Copies image_copies(const ConvShape& s) {
-  const bool wide = s.dtype == Dtype::bf16 && !has_bf16();
+// Whether each tap along one axis meets the image somewhere.
+bool taps_meet(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t dilation,
+               int64_t pad) {
+  for (int64_t tap = 0; tap < kernel; ++tap) {
+    bool meets = false;
+    for (int64_t o = 0; o < out && !meets; ++o) {
+      const int64_t at = o * stride + tap * dilation - pad;
+      meets = at >= 0 && at < in;
+    }
+    if (!meets) return false;
+  }
+  return true;
+}
+
+// What backward-weights computes with. In bf16 oneDNN 2.6 leaves the gradient of a tap that meets
+// nothing but padding as it was.
+Memory::data_type gradient_computed_as(const ConvShape& s) {
+  const bool meet = taps_meet(s.in_height, s.out_height, s.kernel_height, s.stride_height,
+                              s.dilation_height, s.pad_top) &&
+                    taps_meet(s.in_width, s.out_width, s.kernel_width, s.stride_width,
+                              s.dilation_width, s.pad_left);
+  return meet ? computed_as(s.dtype) : kF32;
+}
+
+// Copies of the images and of the result, where the types differ.
+Copies image_copies(const ConvShape& s, Memory::data_type type) {
+  const bool wide = s.dtype == Dtype::bf16 && type == kF32;
   return {wide, false, wide};
 }
 
@@ -131,7 +153,7 @@ void copy(void* to, const void* from, int64_t bytes) {
 
 LibraryPlan conv_forward_plan(const ConvShape& s, const ConvEpilogue& epilogue) {
   return plan('f', s, epilogue, [&] {
-    const Geometry geometry(s);
+    const Geometry geometry(s, computed_as(s.dtype));
     const auto chosen = geometry.forward(dnnl::prop_kind::forward_inference, epilogue);
     Operation made;
     made.source = geometry.x;
@@ -140,7 +162,7 @@ LibraryPlan conv_forward_plan(const ConvShape& s, const ConvEpilogue& epilogue) 
     made.weight = chosen.weights_desc();
     made.scratch = chosen.scratchpad_desc();
     made.primitive = dnnl::convolution_forward(chosen);
-    return plan_of(std::move(made), geometry.weight, image_copies(s));
+    return plan_of(std::move(made), geometry.weight, image_copies(s, computed_as(s.dtype)));
   });
 }
 
@@ -160,7 +182,7 @@ LibraryPlan conv_backward_data_plan(const ConvShape& s) {
       made.as_product = true;
       return plan_of(std::move(made), plain, copies_of(shape));
     }
-    const Geometry geometry(s);
+    const Geometry geometry(s, computed_as(s.dtype));
     const dnnl::convolution_backward_data::primitive_desc chosen(
         {kDirect, geometry.x, geometry.any_weight, geometry.y, geometry.stride, geometry.dilation,
          geometry.pad_begin, geometry.pad_end},
@@ -171,13 +193,14 @@ LibraryPlan conv_backward_data_plan(const ConvShape& s) {
     made.weight = chosen.weights_desc();
     made.scratch = chosen.scratchpad_desc();
     made.primitive = dnnl::convolution_backward_data(chosen);
-    return plan_of(std::move(made), geometry.weight, image_copies(s));
+    return plan_of(std::move(made), geometry.weight, image_copies(s, computed_as(s.dtype)));
   });
 }
 
 LibraryPlan conv_backward_weight_plan(const ConvShape& s) {
   return plan('w', s, {}, [&] {
-    const Geometry geometry(s);
+    const Memory::data_type type = gradient_computed_as(s);
+    const Geometry geometry(s, type);
     const dnnl::convolution_backward_weights::primitive_desc chosen(
         {kDirect, geometry.x, geometry.any_gradient, geometry.y, geometry.stride, geometry.dilation,
          geometry.pad_begin, geometry.pad_end},
@@ -197,7 +220,7 @@ LibraryPlan conv_backward_weight_plan(const ConvShape& s) {
       made.reorder = dnnl::reorder(
           dnnl::reorder::primitive_desc(engine(), made.weight, engine(), made.plain_weight));
     }
-    if (image_copies(s).source) {
+    if (image_copies(s, type).source) {
       made.source_copy = copy_of(made.source, result.scratch_bytes);
       made.target_copy = copy_of(made.target, result.scratch_bytes);
     }
