@@ -320,7 +320,7 @@ TEST_CASE("conv2d: errors") {
   op_error("conv2d", "expected bias [2], got f32[3]", [&] {
     conv2d(zeros({1, 4, 4, 1}), zeros({2, 3, 3, 1}), zeros({3}));
   });
-  op_error("conv2d", "f32 tensor", [&] {
+  op_error("conv2d", "to be an f32 or bf16 tensor", [&] {
     conv2d(Tensor::zeros({1, 4, 4, 1}, Dtype::i64), zeros({2, 3, 3, 1}), zeros({3}));
   });
 }
