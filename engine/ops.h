@@ -2,11 +2,10 @@
 // shapes are checked and named in the error. Unless a line says otherwise an op is differentiable
 // in every floating-point argument, takes f32 or bf16 and gives the same (it computes in f32 and
 // rounds its result), and accepts empty tensors. max and argmax, gather, softmax, the losses and
-// attention take f32 alone; pooling, sums, layer_norm, group_norm and noise take bf16 through an f32
-// copy; the others have kernels for both. Arguments of one op have one type, but for
-// parameters (weight, bias, running statistics), which are f32 always, with gradients in f32: these
-// are the master weights of a model that runs in bf16.
-// Adding one: README.md, "Add an op in five steps".
+// attention take f32 alone; pooling, sums, layer_norm, group_norm and noise take bf16 through an
+// f32 copy; the others have kernels for both. Arguments of one op have one type, but for parameters
+// (weight, bias, running statistics), which are f32 always, with gradients in f32: these are the
+// master weights of a model that runs in bf16. Adding one: README.md, "Add an op in five steps".
 #pragma once
 
 #include <cstdint>

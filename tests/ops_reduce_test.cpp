@@ -121,11 +121,8 @@ void reduce_rows(const std::string& name, ReduceOp op,
         [&](const Arrays& in) { return reduce(in[0], {}, false, fold); },
         Options(kPointwise).without_gradients());
   }
-  op_error(name, "tensor, got an undefined tensor",
-           [&] { op(Tensor(), {}, false); });
-  op_error(name, "tensor, got i64[2]", [&] {
-    op(Tensor::of<int64_t>({1, 2}), {}, false);
-  });
+  op_error(name, "tensor, got an undefined tensor", [&] { op(Tensor(), {}, false); });
+  op_error(name, "tensor, got i64[2]", [&] { op(Tensor::of<int64_t>({1, 2}), {}, false); });
   op_error(name, "axis 2 is outside f32[3, 4]", [&] { op(Tensor::zeros({3, 4}), {2}, false); });
   op_error(name, "axis -3 is outside f32[3, 4]", [&] { op(Tensor::zeros({3, 4}), {-3}, false); });
   op_error(name, "axis -1 is named twice in [1, -1]", [&] {
