@@ -327,17 +327,6 @@ TEST_CASE("finetune: plain text tells what to do next, JSON is one object a line
   }
 }
 
-TEST_CASE("finetune: the dry run says what a step minimises") {
-  const std::vector<std::string> arguments{
-      "finetune", "--data",  pictures().string(), "--weights", trained().string(),
-      "--l2-sp",  "0.1,0.2", "--mixup",           "0.5",       "--dry-run"};
-  const Outcome outcome = graft_program(arguments);
-  CHECK(outcome.code == 0);
-  CHECK(contains(outcome.out,
-                 "objective: cross entropy, mixup 0.5 + L2-SP (0.1 towards the start, 0.2 on the "
-                 "head)\n"));
-}
-
 TEST_CASE("evaluate and predict agree with each other and with metrics.jsonl") {
   const std::vector<std::string> evaluation{"evaluate", "--weights", trained(), "--data",
                                             pictures()};
