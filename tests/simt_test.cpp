@@ -446,6 +446,10 @@ TEST_CASE("errors on request") {
   CHECK(cudaGetLastError() == cudaErrorMemoryAllocation);
   CHECK(cudaDeviceSynchronize() == cudaSuccess);
 
+  simt::fail_call(1, cudaErrorInsufficientDriver, false);
+  CHECK_THROWS_WITH_AS(cuda::require_device("test", 0), Contains("Update the driver"), Error);
+  CHECK(cudaGetLastError() == cudaSuccess);
+
   simt::fail_call(1, cudaErrorECCUncorrectable, true);  // the device is lost
   CHECK(cudaDeviceSynchronize() == cudaErrorECCUncorrectable);
   CHECK(cudaMalloc(&data, 10) == cudaErrorECCUncorrectable);

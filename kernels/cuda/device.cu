@@ -18,6 +18,10 @@ void require_device(const char* op, int device) {
               "PATH. (With GRAFT_SIMULATED_GPU=1 in the environment a simulated device takes its "
               "place: for tests, thousands of times slower.)");
 #endif
+  GRAFT_CHECK(
+      status != cudaErrorInsufficientDriver, op,
+      ": the NVIDIA driver is older than the CUDA release that graft was built with. Update "
+      "the driver (nvidia-smi shows its version), or use --device cpu.");
   GRAFT_CHECK(status == cudaSuccess && count > 0, op, ": no usable CUDA device (",
               cudaGetErrorString(status),
               "). Check with nvidia-smi that the NVIDIA driver is installed, or use --device cpu.");
