@@ -61,6 +61,7 @@ struct Driver {
   Stream legacy;
   std::set<Stream*> streams{&legacy};
   std::set<Event*> events;
+  std::set<Graph*> graphs;  // ended captures and executables
   std::map<char*, size_t> pinned;
   std::unordered_map<const void*, size_t> allowed_shared;
   std::mt19937_64 random{7};
@@ -242,6 +243,9 @@ void reset_device() {
     event->reached = event->recorded;
     event->captured = false;
   }
+  // A lost device refused to destroy them.
+  for (Graph* graph : d.graphs) delete graph;
+  d.graphs.clear();
   d.last = d.sticky = cudaSuccess;
   d.fault.clear();
   d.calls_until_failure = 0;
@@ -495,19 +499,24 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   GRAFT_SIMT_CALL;
   if (!capturing(stream)) return failed(cudaErrorStreamCaptureInvalidated);
-  *graph = std::exchange(stream->capture, nullptr);
-  if (!stream->spoiled) return cudaSuccess;
-  delete std::exchange(*graph, nullptr);
-  return failed(cudaErrorStreamCaptureInvalidated);
+  std::unique_ptr<Graph> capture(std::exchange(stream->capture, nullptr));
+  *graph = nullptr;
+  if (stream->spoiled) return failed(cudaErrorStreamCaptureInvalidated);
+  *graph = capture.release();
+  driver().graphs.insert(*graph);
+  return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long) {
   GRAFT_SIMT_CALL;
+  if (driver().graphs.count(graph) == 0) return failed(cudaErrorInvalidResourceHandle);
   *executable = new Graph(*graph);
+  driver().graphs.insert(*executable);
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   GRAFT_SIMT_CALL;
+  if (driver().graphs.count(executable) == 0) return failed(cudaErrorInvalidResourceHandle);
   for (const Operation& operation : executable->operations) {
     if (const cudaError_t error = enqueue(stream, operation); error != cudaSuccess) return error;
   }
@@ -515,12 +524,14 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   GRAFT_SIMT_CALL;
+  if (driver().graphs.erase(graph) == 0) return failed(cudaErrorInvalidResourceHandle);
   delete graph;
   return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   GRAFT_SIMT_CALL;
   if (const cudaError_t error = drain_all(); error != cudaSuccess) return error;
+  if (driver().graphs.erase(executable) == 0) return failed(cudaErrorInvalidResourceHandle);
   delete executable;
   return cudaSuccess;
 }
