@@ -153,14 +153,19 @@ Chart value_curve(const SolarSettings& settings, const Results& results) {
   return chart;
 }
 
-// The fewest labels with which fine-tuning reaches what scratch does with all; "" where none do.
-std::string multiplier(const Chart& chart) {
-  const double goal = chart.others.front().second.back();
-  for (size_t i = 0; i + 1 < chart.x.size(); ++i) {
-    if (chart.y[i] < goal) continue;
-    return text("fine-tuning on ", chart.x[i], " labels does as well as training from scratch on ",
-                chart.x.back(), ": a label is worth at least ",
-                fixed(chart.x.back() / chart.x[i], 1));
+// The fewest labels with which fine-tuning surely does better than scratch with all of them, by the
+// interval over paired seeds; "" where none do.
+std::string multiplier(const SolarSettings& settings, const Results& results) {
+  const std::string all = part_name(settings.fractions.back());
+  const int64_t labels = results.of("frozen-" + all, 0).labels;
+  for (const double part : settings.fractions) {
+    const int64_t few = results.of("frozen-" + part_name(part), 0).labels;
+    if (few == labels) break;
+    const Interval gain = results.gain("fine-tuning-" + part_name(part), "scratch-" + all, "cells");
+    if (gain.low <= 0) continue;
+    return text("fine-tuning on ", few, " labels does better than training from scratch on ",
+                labels, ": a label is worth at least ",
+                fixed(static_cast<double>(labels) / static_cast<double>(few), 1));
   }
   return "";
 }
@@ -185,7 +190,8 @@ void print_text(const SolarSettings& settings, const Results& results) {
             << chart.y_title << " over " << chart.x_title
             << ": * fine-tuning, f frozen, s scratch\n"
             << to_text(chart);
-  if (const std::string line = multiplier(chart); !line.empty()) std::cout << line << "\n";
+  if (const std::string line = multiplier(settings, results); !line.empty())
+    std::cout << line << "\n";
 
   Table types({"<trained on", "judged on mono", "judged on poly"});
   for (const auto& [type, other] : kTypes) {
