@@ -18,8 +18,13 @@ void require_device(const char* op, int device) {
               "PATH. (With GRAFT_SIMULATED_GPU=1 in the environment a simulated device takes its "
               "place: for tests, thousands of times slower.)");
 #endif
+  // CUDA says the same where there is no driver at all.
+  int driver = 0;
+  if (status == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) != cudaSuccess) {
+    cudaGetLastError();
+  }
   GRAFT_CHECK(
-      status != cudaErrorInsufficientDriver, op,
+      status != cudaErrorInsufficientDriver || driver == 0, op,
       ": the NVIDIA driver is older than the CUDA release that graft was built with. Update "
       "the driver (nvidia-smi shows its version), or use --device cpu.");
   GRAFT_CHECK(status == cudaSuccess && count > 0, op, ": no usable CUDA device (",
