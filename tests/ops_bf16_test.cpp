@@ -70,6 +70,18 @@ TEST_CASE("ops in bf16 are f32's, rounded") {
   same_row("add", rows, [&](const Tensor& x) { return add(x, cast(weight, x.dtype())); });
   same_row("mul", rows, [&](const Tensor& x) { return mul(cast(weight, x.dtype()), x); });
   same_row("div", rows, [&](const Tensor& x) { return div(x, cast(divisor, x.dtype())); });
+  // Pixels for many large tiles, and sums over them that are cut; the same in elements one by one.
+  for (const int64_t channels : {8, 3}) {
+    const Tensor filters = held({8, 3, 3, channels}, 6, -0.1f, 0.1f);
+    Tensor wide = filters.clone(), narrow = filters.clone();
+    const Conv2dOptions same{.padding = Padding::symmetric(1, 1)};
+    for (Tensor* w : {&wide, &narrow}) w->set_requires_grad();
+    same_row("conv2d", held({1, 111, 112, channels}, 7), [&](const Tensor& x) {
+      return conv2d(x, x.dtype() == Dtype::bf16 ? narrow : wide, Tensor(), same);
+    });
+    CHECK(narrow.grad().dtype() == Dtype::f32);
+    CHECK(distance(narrow.grad(), wide.grad()) <= 0x1p-7);
+  }
   // Two gradients for one tensor.
   same_row("mul", rows, [](const Tensor& x) { return mul(x, x); });
 }

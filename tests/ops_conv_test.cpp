@@ -126,6 +126,15 @@ TEST_CASE("dense convolution: channels in fours, strides beside dilations, group
   conv_row("conv2d", {2, 8, 9, 4}, {3, 2, 3, 4}, true, {3, 2, 1, 2, {1, 0, 2, 1}, 1});
 }
 
+TEST_CASE("dense convolution: channels in eights") {
+  conv_row("conv2d", {2, 5, 3, 16}, {24, 1, 1, 16}, true, {});
+  conv_row("conv2d", {2, 5, 6, 16}, {24, 3, 3, 16}, true,
+           stride_and_padding(1, Padding::symmetric(1, 1)));
+  conv_row("conv2d", {1, 9, 8, 24}, {8, 3, 2, 24}, false, stride_and_padding(2, {2, 1, 0, 3}, 3));
+  conv_row("conv2d", {1, 6, 7, 16}, {32, 3, 3, 8}, true,
+           stride_and_padding(2, Padding::symmetric(1, 1), 1, 2));
+}
+
 TEST_CASE("more than one thread's share") {
   conv_row("conv2d", {4, 14, 14, 20}, {24, 3, 3, 20}, false,
            stride_and_padding(1, Padding::symmetric(1, 1)));
@@ -254,6 +263,7 @@ TEST_CASE("conv2d_fused: bias, residual and activation") {
       for (bool residual : {false, true}) {
         fused_row("conv2d_fused", {2, 6, 5, 17}, {9, 3, 3, 17}, bias, residual, activation, same);
         fused_row("conv2d_fused", {2, 6, 5, 17}, {9, 1, 1, 17}, bias, residual, activation, {});
+        fused_row("conv2d_fused", {2, 4, 5, 16}, {8, 3, 3, 16}, bias, residual, activation, same);
         fused_row("conv2d_fused", {2, 6, 5, 17}, {17, 3, 3, 1}, bias, residual, activation,
                   depthwise);
       }

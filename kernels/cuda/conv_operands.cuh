@@ -1,4 +1,5 @@
-// A convolution's images, filters and gradients as the matrices of gemm.cuh. Batches of products
+// A convolution's images, filters and gradients as the matrices of gemm.cuh. T: float, or uint16_t
+// for bf16. Batches of products
 // are the groups; a patch is what one output pixel sees, taps by channels.
 #pragma once
 
@@ -20,14 +21,15 @@ struct ConvAxis {
 
 // The patches that a grid of pixels sees, as a matrix (pixels, taps x channels of a group): neither
 // is stored anywhere. A batch has fewer than 2^31 pixels, a patch fewer than 2^31 numbers.
+template <class T>
 struct Patches {
-  const float* images;  // (batch, height, width, channels)
+  const T* images;  // (batch, height, width, channels)
   int height, width, channels, group_channels;
   int pixels, depth;
   ConvAxis down, across;
   Divider by_grid, by_grid_row, by_channel, by_tap_row;
 
-  Patches(const float* images_, int64_t batch, int64_t height_, int64_t width_, int64_t channels_,
+  Patches(const T* images_, int64_t batch, int64_t height_, int64_t width_, int64_t channels_,
           int64_t groups, const ConvAxis& down_, const ConvAxis& across_)
       : images(images_),
         height(static_cast<int>(height_)),
@@ -72,7 +74,7 @@ struct Patches {
     return {k < depth ? row : kNowhere, column, place(row, column),
             static_cast<int>(tap.rest) + static_cast<int>(group) * group_channels};
   }
-  __device__ const float* at(const Pixel& pixel, const Tap& tap) const {
+  __device__ const T* at(const Pixel& pixel, const Tap& tap) const {
     const int row = pixel.row + tap.row, column = pixel.column + tap.column;
     if (static_cast<unsigned>(row) >= static_cast<unsigned>(height) ||
         static_cast<unsigned>(column) >= static_cast<unsigned>(width)) {
@@ -88,52 +90,53 @@ struct Patches {
   }
 };
 
-// Pixels as rows.
+// Pixels as rows. kPack 8 wants aligned images and group_channels that 8 divides.
+template <class T, int kPack_>
 struct PatchRows {
   static constexpr bool kAlongRows = false;
-  static constexpr int kPack = 1;
-  Patches patches;
+  static constexpr int kPack = kPack_;
+  Patches<T> patches;
 
-  using Row = Patches::Pixel;
-  using Column = Patches::Tap;
+  using Row = typename Patches<T>::Pixel;
+  using Column = typename Patches<T>::Tap;
   __device__ Row row(int64_t group, int64_t r) const { return patches.pixel(r, group); }
   __device__ Column column(int k) const { return patches.tap(k, 0); }
-  __device__ const float* at(const Row& row, const Column& column) const {
+  __device__ const T* at(const Row& row, const Column& column) const {
     return patches.at(row, column);
   }
 };
 
-// The transpose: taps x channels as rows, to be summed over pixels. kPack 4 wants aligned images
-// and group_channels that 4 divides.
-template <int kPack_>
+// The transpose: taps x channels as rows, to be summed over pixels. kPack wants aligned images and
+// divides group_channels.
+template <class T, int kPack_>
 struct PatchColumns {
   static constexpr bool kAlongRows = true;
   static constexpr int kPack = kPack_;
-  Patches patches;
+  Patches<T> patches;
 
-  using Row = Patches::Tap;
-  using Column = Patches::Pixel;
+  using Row = typename Patches<T>::Tap;
+  using Column = typename Patches<T>::Pixel;
   __device__ Row row(int64_t group, int64_t r) const {
     return patches.tap(static_cast<int>(r), group);
   }
   __device__ Column column(int k) const { return patches.pixel(k, 0); }
-  __device__ const float* at(const Row& row, const Column& column) const {
+  __device__ const T* at(const Row& row, const Column& column) const {
     return patches.at(column, row);
   }
 };
 
 // The images' own pixels (pixels, channels of a group) with channels as rows, to be summed over
-// pixels: gradients, and images under 1x1 filters. kPack 4 wants aligned images and channels of
-// groups that 4 divides.
-template <int kPack_>
+// pixels: gradients, and images under 1x1 filters. kPack wants aligned images and divides the
+// channels of a group.
+template <class T, int kPack_>
 struct PixelColumns {
   static constexpr bool kAlongRows = true;
   static constexpr int kPack = kPack_;
-  const float* images;
+  const T* images;
   int64_t pixels, channels, group_channels;
 
   struct Row {
-    const float* first;  // null: outside
+    const T* first;  // null: outside
   };
   struct Column {
     int64_t offset;  // negative: outside
@@ -142,19 +145,19 @@ struct PixelColumns {
     return {r < group_channels ? images + group * group_channels + r : nullptr};
   }
   __device__ Column column(int k) const { return {k < pixels ? k * channels : -1}; }
-  __device__ const float* at(const Row& row, const Column& column) const {
+  __device__ const T* at(const Row& row, const Column& column) const {
     return row.first != nullptr && column.offset >= 0 ? row.first + column.offset : nullptr;
   }
 };
 
 // Filters (out, kernel height, kernel width, in) read backwards: input channels as rows; k are the
-// taps first, first + step, ... down and across, by output channel. kPack 4 wants aligned filters
-// and input channels of a group that 4 divides. Fewer than 2^31 numbers in all.
-template <int kPack_>
+// taps first, first + step, ... down and across, by output channel. kPack wants aligned filters and
+// divides the input channels of a group. Fewer than 2^31 numbers in all.
+template <class T, int kPack_>
 struct FilterTaps {
   static constexpr bool kAlongRows = true;
   static constexpr int kPack = kPack_;
-  const float* filters;
+  const T* filters;
   int in, out;  // of a group
   int kernel_height, kernel_width;
   int depth;
@@ -162,7 +165,7 @@ struct FilterTaps {
   Divider by_out, by_tap_row;
 
   struct Row {
-    const float* first;  // null: outside
+    const T* first;  // null: outside
   };
   struct Column {
     int offset;  // negative: outside
@@ -178,16 +181,27 @@ struct FilterTaps {
     const int across = first_across + static_cast<int>(at.rest) * step_across;
     return {((static_cast<int>(tap.rest) * kernel_height + down) * kernel_width + across) * in};
   }
-  __device__ const float* at(const Row& row, const Column& column) const {
+  __device__ const T* at(const Row& row, const Column& column) const {
     return row.first != nullptr && column.offset >= 0 ? row.first + column.offset : nullptr;
   }
 };
 
-// y = act(sums + bias + residual), rows are pixels in order. residual may be y.
+// Floats whole, bf16 rounded.
+template <class T, int W>
+__device__ void store_result(T* to, const Pack<float, W>& sums) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    store_whole(to, sums);
+  } else {
+    store_floats(to, sums);
+  }
+}
+
+// y = act(sums + bias + residual), rows are pixels in order. residual may be y. T: float or Bf16.
+template <class T>
 struct ImageOutput {
-  float* y;
-  const float* bias;      // or null
-  const float* residual;  // or null
+  T* y;
+  const float* bias;  // or null
+  const T* residual;  // or null
   Activation activation;
   int channels, group_channels;
   bool wide;
@@ -201,7 +215,7 @@ struct ImageOutput {
       for (int i = 0; i < W; ++i) sums.v[i] += more.v[i];
     }
     if (residual != nullptr) {
-      const Pack<float, W> more = load<W>(residual + at);
+      const Pack<float, W> more = load_floats<W>(residual + at);
       for (int i = 0; i < W; ++i) sums.v[i] += more.v[i];
     }
     if (activation == Activation::relu) {
@@ -209,14 +223,15 @@ struct ImageOutput {
     } else if (activation == Activation::relu6) {
       for (float& value : sums.v) value = fn::Relu6::f(value, {});
     }
-    store_whole(y + at, sums);
+    store_result(y + at, sums);
   }
 };
 
 // Rows are the pixels of a grid that takes every stride_down-th row and stride_across-th column of
 // the images.
+template <class T>
 struct GridOutput {
-  float* images;
+  T* images;
   int height, width, channels, group_channels;
   int first_row, stride_down, first_column, stride_across;
   Divider by_grid, by_grid_row;
@@ -229,8 +244,8 @@ struct GridOutput {
     const int down = static_cast<int>(image.quotient) * height + first_row +
                      static_cast<int>(at.quotient) * stride_down;
     const int across = first_column + static_cast<int>(at.rest) * stride_across;
-    float* first = images + group * group_channels + column;
-    store_whole(first + int64_t{down * width + across} * channels, sums);
+    T* first = images + group * group_channels + column;
+    store_result(first + int64_t{down * width + across} * channels, sums);
   }
 };
 

@@ -1,4 +1,4 @@
-// Dense convolution on cuDNN 9: NHWC images, OHWI filters, f32.
+// Dense convolution on cuDNN 9: NHWC images, OHWI filters, f32 or bf16.
 //
 // The library is looked for when the first convolution is planned; without it (or built without its
 // headers, or with GRAFT_CUDNN=0 in the environment) conv.cu uses its own kernels.
@@ -7,8 +7,9 @@
 // the calls, one algorithm enum a pass, and each algorithm says whether it is deterministic. What
 // the graph API has more, fusions with normalisation, nothing here uses.
 //
-// Numerics: products and sums in f32 (CUDNN_FMA_MATH: no TF32); only algorithms that sum the
-// products themselves, not Winograd or FFT, which lose digits.
+// Numerics: products and sums in f32 (CUDNN_FMA_MATH: no TF32), of bf16 on tensor cores with f32
+// sums; only algorithms that sum the products themselves, not Winograd or FFT, which lose digits.
+// Gradients of filters would be bf16, too, under bf16 images: that pass is left to our own kernel.
 //
 // Determinism: deterministic algorithms only. cuDNN's own proposal stands unless timing, once a
 // shape, shows another to be faster by more than what timing is off by; so two runs of a program
@@ -243,22 +244,23 @@ bool representable(const ConvShape& s) {
 bool describe(Convolution& made, const ConvShape& s) {
   const Library& dnn = *library();
   const auto as_int = [](int64_t size) { return static_cast<int>(size); };
+  const bool narrow = s.dtype == Dtype::bf16;
+  const cudnnDataType_t type = narrow ? CUDNN_DATA_BFLOAT16 : CUDNN_DATA_FLOAT;
   const auto image = [&](cudnnTensorDescriptor_t& tensor, int64_t batch, int64_t channels,
                          int64_t height, int64_t width) {
     return accepted(dnn.CreateTensorDescriptor(&tensor), "conv2d") &&
-           accepted(
-               dnn.SetTensor4dDescriptor(tensor, CUDNN_TENSOR_NHWC, CUDNN_DATA_FLOAT, as_int(batch),
-                                         as_int(channels), as_int(height), as_int(width)),
-               "conv2d");
+           accepted(dnn.SetTensor4dDescriptor(tensor, CUDNN_TENSOR_NHWC, type, as_int(batch),
+                                              as_int(channels), as_int(height), as_int(width)),
+                    "conv2d");
   };
   return image(made.x, s.batch, s.in_channels, s.in_height, s.in_width) &&
          image(made.y, s.batch, s.out_channels, s.out_height, s.out_width) &&
          image(made.bias, 1, s.out_channels, 1, 1) &&
          accepted(dnn.CreateFilterDescriptor(&made.weight), "conv2d") &&
          accepted(
-             dnn.SetFilter4dDescriptor(made.weight, CUDNN_DATA_FLOAT, CUDNN_TENSOR_NHWC,
-                                       as_int(s.out_channels), as_int(s.in_channels / s.groups),
-                                       as_int(s.kernel_height), as_int(s.kernel_width)),
+             dnn.SetFilter4dDescriptor(made.weight, type, CUDNN_TENSOR_NHWC, as_int(s.out_channels),
+                                       as_int(s.in_channels / s.groups), as_int(s.kernel_height),
+                                       as_int(s.kernel_width)),
              "conv2d") &&
          accepted(dnn.CreateActivationDescriptor(&made.relu), "conv2d") &&
          accepted(dnn.SetActivationDescriptor(made.relu, CUDNN_ACTIVATION_RELU, CUDNN_PROPAGATE_NAN,
@@ -271,7 +273,9 @@ bool describe(Convolution& made, const ConvShape& s) {
                       as_int(s.dilation_width), CUDNN_CROSS_CORRELATION, CUDNN_DATA_FLOAT),
                   "conv2d") &&
          accepted(dnn.SetConvolutionGroupCount(made.convolution, as_int(s.groups)), "conv2d") &&
-         accepted(dnn.SetConvolutionMathType(made.convolution, CUDNN_FMA_MATH), "conv2d");
+         accepted(dnn.SetConvolutionMathType(made.convolution,
+                                             narrow ? CUDNN_TENSOR_OP_MATH : CUDNN_FMA_MATH),
+                  "conv2d");
 }
 
 // Runs call(library) with the handle on our stream.
@@ -289,6 +293,7 @@ constexpr float kOne = 1.0f, kZero = 0.0f;
 std::shared_ptr<const Convolution> convolution(Pass pass, const ConvShape& shape) {
   Library* dnn = library();
   if (dnn == nullptr || !representable(shape)) return nullptr;
+  if (shape.dtype == Dtype::bf16 && pass == Pass::backward_weight) return nullptr;
   std::lock_guard lock(dnn->mutex);
   auto made = std::make_shared<Convolution>();
   if (!accepted(dnn->SetStream(dnn->handle, stream()), "conv2d")) return nullptr;
@@ -298,7 +303,7 @@ std::shared_ptr<const Convolution> convolution(Pass pass, const ConvShape& shape
 
 size_t scratch_bytes(const Convolution& made) { return made.scratch_bytes; }
 
-bool forward(const Convolution& made, float* y, const float* x, const void* weight, bool add,
+bool forward(const Convolution& made, void* y, const void* x, const void* weight, bool add,
              void* scratch) {
   return run("conv2d", [&](const Library& dnn) {
     return dnn.ConvolutionForward(dnn.handle, &kOne, made.x, x, made.weight, weight,
@@ -308,8 +313,8 @@ bool forward(const Convolution& made, float* y, const float* x, const void* weig
   });
 }
 
-bool forward_bias_relu(const Convolution& made, float* y, const float* x, const void* weight,
-                       const float* bias, const float* residual, void* scratch) {
+bool forward_bias_relu(const Convolution& made, void* y, const void* x, const void* weight,
+                       const float* bias, const void* residual, void* scratch) {
   return run("conv2d", [&](const Library& dnn) {
     return dnn.ConvolutionBiasActivationForward(
         dnn.handle, &kOne, made.x, x, made.weight, weight, made.convolution,
@@ -319,7 +324,7 @@ bool forward_bias_relu(const Convolution& made, float* y, const float* x, const 
   });
 }
 
-bool backward_data(const Convolution& made, float* dx, const float* g, const void* weight,
+bool backward_data(const Convolution& made, void* dx, const void* g, const void* weight,
                    void* scratch) {
   return run("conv2d backward", [&](const Library& dnn) {
     return dnn.ConvolutionBackwardData(dnn.handle, &kOne, made.weight, weight, made.y, g,
@@ -329,7 +334,7 @@ bool backward_data(const Convolution& made, float* dx, const float* g, const voi
   });
 }
 
-bool backward_weight(const Convolution& made, float* dw, const float* x, const float* g,
+bool backward_weight(const Convolution& made, float* dw, const void* x, const void* g,
                      void* scratch) {
   return run("conv2d backward", [&](const Library& dnn) {
     return dnn.ConvolutionBackwardFilter(
@@ -348,15 +353,13 @@ namespace graft::cuda::cudnn {
 struct Convolution {};
 std::shared_ptr<const Convolution> convolution(Pass, const ConvShape&) { return nullptr; }
 size_t scratch_bytes(const Convolution&) { return 0; }
-bool forward(const Convolution&, float*, const float*, const void*, bool, void*) { return false; }
-bool forward_bias_relu(const Convolution&, float*, const float*, const void*, const float*,
-                       const float*, void*) {
+bool forward(const Convolution&, void*, const void*, const void*, bool, void*) { return false; }
+bool forward_bias_relu(const Convolution&, void*, const void*, const void*, const float*,
+                       const void*, void*) {
   return false;
 }
-bool backward_data(const Convolution&, float*, const float*, const void*, void*) { return false; }
-bool backward_weight(const Convolution&, float*, const float*, const float*, void*) {
-  return false;
-}
+bool backward_data(const Convolution&, void*, const void*, const void*, void*) { return false; }
+bool backward_weight(const Convolution&, float*, const void*, const void*, void*) { return false; }
 
 }  // namespace graft::cuda::cudnn
 

@@ -9,7 +9,8 @@
 
 namespace graft::cuda::cudnn {
 
-// Descriptors and an algorithm for one pass over one shape.
+// Descriptors and an algorithm for one pass over one shape. Images and filters are of the shape's
+// dtype, bias and dw f32.
 struct Convolution;
 enum class Pass { forward, backward_data, backward_weight };
 
@@ -18,14 +19,14 @@ std::shared_ptr<const Convolution> convolution(Pass pass, const ConvShape& shape
 size_t scratch_bytes(const Convolution& made);
 
 // y = conv(x), or y += conv(x).
-bool forward(const Convolution& made, float* y, const float* x, const void* weight, bool add,
+bool forward(const Convolution& made, void* y, const void* x, const void* weight, bool add,
              void* scratch);
-// y = relu(conv(x) + bias + residual); residual may be null, and may not be y.
-bool forward_bias_relu(const Convolution& made, float* y, const float* x, const void* weight,
-                       const float* bias, const float* residual, void* scratch);
-bool backward_data(const Convolution& made, float* dx, const float* g, const void* weight,
+// y = relu(conv(x) + bias + residual), f32; residual may be null, and may not be y.
+bool forward_bias_relu(const Convolution& made, void* y, const void* x, const void* weight,
+                       const float* bias, const void* residual, void* scratch);
+bool backward_data(const Convolution& made, void* dx, const void* g, const void* weight,
                    void* scratch);
-bool backward_weight(const Convolution& made, float* dw, const float* x, const float* g,
+bool backward_weight(const Convolution& made, float* dw, const void* x, const void* g,
                      void* scratch);
 
 }  // namespace graft::cuda::cudnn
