@@ -224,6 +224,12 @@ void FinetuneCommand::add_training() {
       "stop after so many epochs without a better one (0: no)");
   add("--seed", GRAFT_MEMBER(seed), "of weights, order and augmentation (0)");
   add("--workers", GRAFT_MEMBER(workers), "threads that decode images (1)");
+  add("--cache", GRAFT_MEMBER(cache.kind),
+      "what is kept of frozen first stages, which then run once an image: f32, bf16 or off (f32)");
+  add("--cache-views", GRAFT_MEMBER(cache.views),
+      "augmented views kept of each image, used in turn (0: augmented images are not kept)");
+  add("--cache-memory", GRAFT_MEMBER(cache.memory), "MiB; what is larger needs --cache-dir (1024)");
+  add("--cache-dir", GRAFT_MEMBER(cache.folder), "folder that keeps it for later runs");
   add("--graphs,!--no-graphs", GRAFT_MEMBER(graphs),
       "on CUDA: run whole steps as recorded graphs (yes)");
   add("--save-minutes", GRAFT_MEMBER(save_minutes), "save at least this often (5)");

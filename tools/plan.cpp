@@ -155,6 +155,7 @@ void print_planned(const PlannedRun& planned, bool json) {
       Json rows = Json::array();
       for (const LayerRow& row : planned.layers[i]) rows.push_back(row_json(row));
       out["phases"][i]["table"] = std::move(rows);
+      if (!planned.cache[i].empty()) out["phases"][i]["cache"] = planned.cache[i];
     }
     print_json(out);
     return;
@@ -167,6 +168,7 @@ void print_planned(const PlannedRun& planned, bool json) {
               << to_name(phase.schedule.kind) << ", batch norm " << to_name(phase.batch_norm)
               << "\n";
     print_layers(planned.layers[i]);
+    if (!planned.cache[i].empty()) std::cout << "  " << planned.cache[i] << "\n";
   }
   std::cout << "objective: " << planned.objective << "\n";
   std::cout << "MB: weights, and gradients and optimizer state of what trains; activations come on "

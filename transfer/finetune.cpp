@@ -63,11 +63,19 @@ PlannedRun plan_finetune(const FinetuneOptions& options, Observer& observer) {
   PlannedRun planned;
   planned.objective = describe_objective(options);
   planned.plan = run.plan;
-  for (const Phase& phase : planned.plan.phases) {
-    planned.layers.push_back(layer_rows(*run.model, phase, options.optimizer));
-  }
   planned.train_images = static_cast<int64_t>(run.data.split.train.size());
   planned.validation_images = static_cast<int64_t>(run.data.split.held_out.size());
+  int64_t epoch = 0;
+  for (const Phase& phase : planned.plan.phases) {
+    planned.layers.push_back(layer_rows(*run.model, phase, options.optimizer));
+    apply_freeze(*run.model, phase);
+    set_training_mode(*run.model, phase);
+    planned.cache.push_back(plan_cache(*run.model, options, run.card.preprocessing,
+                                       planned.train_images, planned.validation_images, epoch,
+                                       epoch + phase.epochs)
+                                .line);
+    epoch += phase.epochs;
+  }
   planned.steps_per_epoch = (planned.train_images + options.batch - 1) / options.batch;
   return planned;
 }

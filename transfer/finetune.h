@@ -69,6 +69,7 @@ FinetuneResult finetune(const FinetuneOptions& options);
 struct PlannedRun {
   Plan plan;
   std::vector<std::vector<LayerRow>> layers;  // of each phase
+  std::vector<std::string> cache;             // what each phase keeps of frozen stages, in words
   int64_t train_images = 0, validation_images = 0;
   int64_t steps_per_epoch = 0;
   std::string objective;  // what a step minimises, in a line

@@ -58,6 +58,12 @@ const std::vector<std::pair<std::string, BadImage>>& names_of() {
                                                                    {"skip", BadImage::skip}};
   return names;
 }
+template <>
+const std::vector<std::pair<std::string, CacheKind>>& names_of() {
+  static const std::vector<std::pair<std::string, CacheKind>> names{
+      {"off", CacheKind::off}, {"f32", CacheKind::f32}, {"bf16", CacheKind::bf16}};
+  return names;
+}
 
 FinetuneOptions FinetuneOptions::fine_tuning() { return {}; }
 
@@ -136,6 +142,8 @@ void check_options(const FinetuneOptions& o) {
   at_least("patience", static_cast<double>(o.patience), 0);
   at_least("workers", static_cast<double>(o.workers), 0);
   at_least("minutes between saves", o.save_minutes, 0);
+  within("cache views", static_cast<double>(o.cache.views), 0, 1000);
+  within("cache memory", static_cast<double>(o.cache.memory), 0, 1e9);
   GRAFT_CHECK(is_real(o.precision), "finetune: precision must be f32 or bf16, got ", o.precision);
   within("momentum", o.momentum, 0, 0.9999);
   within("label smoothing", o.label_smoothing, 0, 0.9999);
@@ -232,6 +240,10 @@ void each_member(Options& o, const Visit& visit) {
   visit("workers", o.workers);
   visit("device", o.device);
   visit("precision", o.precision);
+  visit("cache", o.cache.kind);
+  visit("cache_views", o.cache.views);
+  visit("cache_memory", o.cache.memory);
+  visit("cache_dir", o.cache.folder);
   visit("graphs", o.graphs);
   visit("save_minutes", o.save_minutes);
 }

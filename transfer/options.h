@@ -38,6 +38,18 @@ enum class ClassWeighting : uint8_t { none, balanced };
 // when there are two, else the macro mean.
 enum class Criterion : uint8_t { accuracy, balanced_accuracy, f1, loss };
 
+// Whether the activations behind frozen stages are computed once and kept, and as what. bf16 is
+// half the size and rounds them.
+enum class CacheKind : uint8_t { off, f32, bf16 };
+struct CacheOptions {
+  CacheKind kind = CacheKind::f32;
+  // Where images are augmented: how many views of each are kept, epoch e seeing view e modulo
+  // `views`. 0: augmented images are not kept.
+  int64_t views = 0;
+  int64_t memory = 1024;         // MiB, of all that a phase keeps; more goes to `folder`
+  std::filesystem::path folder;  // files for this run and later ones; "": none
+};
+
 struct FinetuneOptions {
   // --- data
   std::filesystem::path data;  // class folders, folders train/ and val/ of them, or a CSV manifest
@@ -97,6 +109,7 @@ struct FinetuneOptions {
   // Of the activations. bf16: half the memory, and on a GPU or a CPU with AVX512-BF16 or AMX faster
   // products; weights, their gradients, the loss and the optimizer stay f32.
   Dtype precision = Dtype::f32;
+  CacheOptions cache;
   bool graphs = true;         // on CUDA: record steps whose shapes repeat
   std::filesystem::path out;  // the run folder; empty: nothing is written
   bool overwrite = false;     // replace the run that `out` holds
@@ -131,6 +144,8 @@ template <>
 const std::vector<std::pair<std::string, ScheduleKind>>& names_of();
 template <>
 const std::vector<std::pair<std::string, BadImage>>& names_of();
+template <>
+const std::vector<std::pair<std::string, CacheKind>>& names_of();
 
 // The shortest decimal that reads back as the same float, as a double: 0.0005, not
 // 0.0005000000237487257.

@@ -1,6 +1,7 @@
 #include "transfer/training_loop.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "engine/io/weights.h"
 #include "kernels/error.h"
@@ -11,7 +12,8 @@
 namespace graft {
 namespace {
 
-// Epochs over stored features take milliseconds; writing the weights after each would dominate.
+// Epochs over cached activations can take milliseconds; writing the weights after each would
+// dominate.
 constexpr double kLeastSecondsBetweenSaves = 5;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -24,11 +26,6 @@ std::vector<int64_t> class_counts(const ImageDataset& data, const std::vector<in
     ++counts[static_cast<size_t>(data.samples[static_cast<size_t>(i)].label)];
   }
   return counts;
-}
-
-bool augments(const Augmentation& a) {
-  return a.random_resized_crop || a.horizontal_flip || a.vertical_flip || a.brightness > 0 ||
-         a.contrast > 0 || a.saturation > 0 || a.hue > 0 || a.randaugment_ops > 0;
 }
 
 void append(std::vector<std::string>& to, const std::vector<std::string>& from) {
@@ -120,18 +117,6 @@ int64_t TrainingLoop::step_of_phase() const {
   return (run_.state.epoch - phase_begin_) * train_->count() + run_.state.batch;
 }
 
-// The features of a frozen network are the same in every epoch unless the images change.
-bool TrainingLoop::stores_features() const {
-  if (augments(run_.options.augmentation) || run_.options.regularise.mixes()) return false;
-  const std::string head = run_.model->head_name() + ".";
-  const std::vector<NamedTensor> frozen = frozen_tensors(*run_.model, phase());
-  size_t features = 0, frozen_features = 0;
-  for (const NamedTensor& entry : run_.model->named_tensors())
-    features += !entry.name.starts_with(head);
-  for (const NamedTensor& entry : frozen) frozen_features += !entry.name.starts_with(head);
-  return features == frozen_features;
-}
-
 bool TrainingLoop::make_batches() {
   const FinetuneOptions& options = run_.options;
   const Split& split = run_.data.split;
@@ -153,32 +138,38 @@ bool TrainingLoop::make_batches() {
     return image_batches(run_.data.all, indices, run_.card.preprocessing, options.augmentation,
                          loader);
   };
-  if (stores_features()) {
-    batches_of_images_ = false;
-    observer_.message(
-        "the features are frozen and the images not augmented: every image goes "
-        "through the network once, then the head trains from memory");
-    const auto store = [&](const std::vector<int64_t>& indices,
-                           const LoaderOptions& order) -> std::unique_ptr<Batches> {
-      if (indices.empty()) return nullptr;
-      const std::unique_ptr<Batches> source = open(indices, judging);
+  bool cached = false;
+  set_training_mode(model, phase());
+  CachePlan plan = plan_cache(model, options, run_.card.preprocessing, images,
+                              static_cast<int64_t>(split.held_out.size()), run_.state.epoch,
+                              options.steps > 0 ? std::numeric_limits<int64_t>::max() : phase_end_);
+  if (!plan.line.empty()) observer_.message(plan.line);
+  const size_t stages = plan.stages;
+  if (stages > 0) {
+    PrefixCache cache(model, options, run_.card.preprocessing, std::move(plan),
+                      [&](const std::string& line) { observer_.message(line); });
+    if (proven(cache, *open(split.train, judging))) {
       const Clock::time_point start = Clock::now();
-      Features features = compute_features(model, *source, options.device, [&](int64_t done) {
-        Progress progress{Progress::Phase::features};
-        progress.done = done;
-        progress.total = source->samples();
-        progress.images_per_second = static_cast<double>(done) / seconds_since(start);
-        return keep_going(progress);
-      });
-      append(bad_images_, source->bad_images());
-      return features.values.defined() ? feature_batches(std::move(features), order) : nullptr;
-    };
-    train_ = store(split.train, training);
-    if (!train_) return false;
-    validation_ = store(split.held_out, judging);
-    if (!validation_ && !split.held_out.empty()) return false;
-    forward_ = [&model](const Tensor& x) { return model.head(x); };
-  } else {
+      const auto keep = [&](const std::vector<int64_t>& indices, const LoaderOptions& order) {
+        return cache.batches(run_.data.all, indices, order, [&](int64_t done, int64_t total) {
+          Progress progress{Progress::Phase::features};
+          progress.done = done;
+          progress.total = total;
+          progress.images_per_second = static_cast<double>(done) / seconds_since(start);
+          return keep_going(progress);
+        });
+      };
+      batches_of_images_ = false;
+      train_ = keep(split.train, training);
+      if (!train_) return false;
+      validation_ = split.held_out.empty() ? nullptr : keep(split.held_out, judging);
+      if (!validation_ && !split.held_out.empty()) return false;
+      observer_.message(cache.summary());
+      forward_ = [&model, stages](const Tensor& x) { return model.forward_after(stages, x); };
+      cached = true;
+    }
+  }
+  if (!cached) {
     if (!batches_of_images_) {
       train_ = open(split.train, training);
       if (!split.held_out.empty()) validation_ = open(split.held_out, judging);
@@ -199,6 +190,31 @@ bool TrainingLoop::make_batches() {
     phase_steps_ = phase().epochs * batches;
     total_steps_ = run_.state.step - step_of_phase() + (epochs_ - phase_begin_) * batches;
   }
+  return true;
+}
+
+// Only a GPU's results may depend on the batch in their last bits: nothing there is promised to be
+// repeatable to the byte.
+bool TrainingLoop::proven(const PrefixCache& cache, Batches& images) {
+  const int64_t size = run_.options.batch;
+  const auto train = static_cast<int64_t>(run_.data.split.train.size());
+  const auto validation = static_cast<int64_t>(run_.data.split.held_out.size());
+  images.start_epoch(0, 0);
+  Batch batch;
+  GRAFT_CHECK(images.next(batch), "training: no image could be read");
+  const bool independent = cache.independent_of_batch(
+      batch.images, {train % size, validation % size, std::min(size, validation)});
+  if (independent || run_.options.cache.kind == CacheKind::bf16) return true;
+  if (run_.options.device.is_cpu()) {
+    observer_.message(
+        "cache: none, because the last bits of what the frozen stages make of an image depend on "
+        "the others of its batch; --cache bf16 keeps it all the same");
+    return false;
+  }
+  observer_.message(
+      "cache: on this device the last bits depend on the batch around an image: they may differ "
+      "from "
+      "those of --cache off");
   return true;
 }
 

@@ -7,6 +7,7 @@
 #include "engine/optim.h"
 #include "transfer/batches.h"
 #include "transfer/evaluation.h"
+#include "transfer/prefix_cache.h"
 #include "transfer/prepared_run.h"
 #include "transfer/regularise/weight_average.h"
 #include "transfer/train_step.h"
@@ -25,11 +26,12 @@ class TrainingLoop {
 
   const Phase& phase() const { return run_.plan.phases[phase_]; }
   int64_t step_of_phase() const;
-  void enter_phase();  // the one that the next epoch belongs to
-  void leave_phase();  // with the proof that nothing frozen has moved
-  bool stores_features() const;
+  void enter_phase();   // the one that the next epoch belongs to
+  void leave_phase();   // with the proof that nothing frozen has moved
   bool make_batches();  // false: a stop was requested
-  bool train_epoch();   // false: a stop was requested
+  // Whether training from the cache is the same to the bit as without; tells why not.
+  bool proven(const PrefixCache& cache, Batches& images);
+  bool train_epoch();  // false: a stop was requested
   void train_step(const Batch& batch);
   bool judge_epoch();          // false: a stop was requested
   bool estimate_statistics();  // of averaged weights; false: a stop was requested
