@@ -282,6 +282,48 @@ bool PrefixCache::independent_of_batch(const Tensor& images,
   return same(result, 0);
 }
 
+bool PrefixCache::agrees(const ActivationStore& kept, Batches& first, int64_t epoch) const {
+  first.start_epoch(epoch, 0);
+  Batch batch;
+  const int64_t few = first.samples(), width = kept.layout().row_values();
+  if (!first.next(batch) || static_cast<int64_t>(batch.indices.size()) != few) return false;
+  const std::vector<float> rows =
+      run_prefix(model_, batch.images.to(options_.device), plan_.stages);
+  ActivationWriter writer({plan_.row, plan_.dtype, few, ""}, true, {});
+  for (int64_t i = 0; i < few; ++i) writer.add(i, rows.data() + i * width);
+  const ActivationStore fresh = writer.finish({});
+  std::vector<float> now(static_cast<size_t>(width)), then(now.size());
+  for (int64_t i = 0; i < few; ++i) {
+    fresh.read(i, now.data());
+    kept.read(i, then.data());
+    if (std::memcmp(now.data(), then.data(), now.size() * sizeof(float)) != 0) return false;
+  }
+  return true;
+}
+
+std::optional<ActivationStore> PrefixCache::compute(
+    Batches& images, const std::vector<int64_t>& indices, int64_t epoch, ActivationWriter& writer,
+    const std::function<bool(int64_t)>& keep_going) {
+  DeviceBatches there(images, options_.device);
+  there.start_epoch(epoch, 0);
+  int64_t row = 0, done = 0;
+  for (Batch batch; there.next(batch);) {
+    const NoGrad guard;
+    const Tensor out = cast(model_.run_stages(batch.images, 0, plan_.stages), Dtype::f32);
+    there.prefetch();
+    const std::vector<float> rows = out.to_vector<float>();
+    const int64_t width = out.numel() / out.dim(0);
+    for (size_t i = 0; i < batch.indices.size(); ++i, ++row) {
+      while (indices[static_cast<size_t>(row)] != batch.indices[i]) ++row;  // unreadable ones
+      writer.add(row, rows.data() + static_cast<int64_t>(i) * width);
+    }
+    done += static_cast<int64_t>(batch.indices.size());
+    if (!keep_going(done)) return std::nullopt;
+  }
+  computed_ += done;
+  return writer.finish(images.bad_images());
+}
+
 std::unique_ptr<Batches> PrefixCache::batches(
     const ImageDataset& data, const std::vector<int64_t>& indices, const LoaderOptions& order,
     const std::function<bool(int64_t, int64_t)>& keep_going) {
@@ -321,57 +363,28 @@ std::unique_ptr<Batches> PrefixCache::batches(
       layout.key = hash_of(weights_key_ + images_key(data, indices) + view);
       std::string why;
       std::optional<ActivationStore> kept = ActivationStore::open(file, layout, why);
-      if (kept) {
-        // Another build or machine may round otherwise.
-        const int64_t few = std::min(n, order.batch_size);
-        const std::unique_ptr<Batches> some = open({indices.begin(), indices.begin() + few});
-        some->start_epoch(epochs[v], 0);
-        Batch batch;
-        GRAFT_CHECK(some->next(batch), "prefix cache: no image could be read");
-        ActivationWriter again({plan_.row, plan_.dtype, few, ""}, true, {});
-        const std::vector<float> rows =
-            run_prefix(model_, batch.images.to(options_.device), plan_.stages);
-        std::vector<float> now(static_cast<size_t>(layout.row_values())), then(now.size());
-        bool same = static_cast<int64_t>(batch.indices.size()) == few;
-        for (int64_t i = 0; same && i < few; ++i)
-          again.add(i, rows.data() + i * layout.row_values());
-        const ActivationStore fresh = again.finish({});
-        for (int64_t i = 0; same && i < few; ++i) {
-          fresh.read(i, now.data());
-          kept->read(i, then.data());
-          same = std::memcmp(now.data(), then.data(), now.size() * sizeof(float)) == 0;
-        }
-        if (same) {
-          read_ += n;
-          stores.push_back(std::move(*kept));
-          continue;
-        }
+      if (kept &&
+          !agrees(*kept, *open({indices.begin(), indices.begin() + std::min(n, order.batch_size)}),
+                  epochs[v])) {
+        kept.reset();
         why = file.string() + ": this program computes other bits";
+      }
+      if (kept) {
+        read_ += n;
+        stores.push_back(std::move(*kept));
+        continue;
       }
       if (!why.empty()) say_("cache: " + why + "; computed anew");
     }
     if (!source) source = open(indices);
     ActivationWriter writer(layout, plan_.in_memory, file);
-    DeviceBatches there(*source, options_.device);
-    there.start_epoch(epochs[v], 0);
-    int64_t row = 0, done = 0;
-    for (Batch batch; there.next(batch);) {
-      const NoGrad guard;
-      const Tensor out = cast(model_.run_stages(batch.images, 0, plan_.stages), Dtype::f32);
-      there.prefetch();
-      const std::vector<float> rows = out.to_vector<float>();
-      for (size_t i = 0; i < batch.indices.size(); ++i, ++row) {
-        while (indices[static_cast<size_t>(row)] != batch.indices[i]) ++row;
-        writer.add(row, rows.data() + static_cast<int64_t>(i) * layout.row_values());
-      }
-      done += static_cast<int64_t>(batch.indices.size());
-      if (!keep_going(static_cast<int64_t>(v) * n + done,
-                      static_cast<int64_t>(epochs.size()) * n)) {
-        return nullptr;
-      }
-    }
-    computed_ += done;
-    stores.push_back(writer.finish(source->bad_images()));
+    std::optional<ActivationStore> made =
+        compute(*source, indices, epochs[v], writer, [&](int64_t done) {
+          return keep_going(static_cast<int64_t>(v) * n + done,
+                            static_cast<int64_t>(epochs.size()) * n);
+        });
+    if (!made) return nullptr;
+    stores.push_back(std::move(*made));
   }
   std::vector<int64_t> labels;
   for (const int64_t i : indices) labels.push_back(data.samples[static_cast<size_t>(i)].label);

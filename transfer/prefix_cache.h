@@ -8,9 +8,11 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "transfer/activation_store.h"
 #include "transfer/batches.h"
 #include "transfer/plan.h"
 
@@ -59,6 +61,14 @@ class PrefixCache {
   std::string summary() const;
 
  private:
+  // Whether the first images come out as they were kept: another build or machine may round
+  // otherwise.
+  bool agrees(const ActivationStore& kept, Batches& first, int64_t epoch) const;
+  // Nothing when keep_going() returned false.
+  std::optional<ActivationStore> compute(Batches& images, const std::vector<int64_t>& indices,
+                                         int64_t epoch, ActivationWriter& writer,
+                                         const std::function<bool(int64_t)>& keep_going);
+
   ImageModel& model_;
   const FinetuneOptions& options_;
   Preprocessing preprocessing_;
