@@ -28,6 +28,53 @@ class ImageBatches : public Batches {
   Loader loader_;
 };
 
+class FeatureBatches : public Batches {
+ public:
+  FeatureBatches(Features features, const LoaderOptions& options)
+      : features_(std::move(features)), options_(options), order_(features_.labels.size()) {}
+
+  int64_t samples() const override { return static_cast<int64_t>(features_.labels.size()); }
+  int64_t count() const override {
+    const int64_t whole = samples() / options_.batch_size;
+    return options_.drop_last || samples() % options_.batch_size == 0 ? whole : whole + 1;
+  }
+
+  void start_epoch(int64_t epoch, int64_t first_batch) override {
+    if (options_.shuffle) {
+      order_ = shuffled_order(samples(), options_.seed, epoch);
+    } else {
+      std::iota(order_.begin(), order_.end(), int64_t{0});
+    }
+    next_ = first_batch;
+  }
+
+  bool next(Batch& batch) override {
+    if (next_ >= count()) return false;
+    const int64_t begin = next_ * options_.batch_size;
+    const int64_t n = std::min(options_.batch_size, samples() - begin);
+    const int64_t width = features_.values.dim(1);
+    batch.images = options_.pinned ? pinned_tensor({n, width}) : Tensor({n, width});
+    batch.labels = Tensor({n}, Dtype::i64);
+    batch.indices.resize(static_cast<size_t>(n));
+    float* rows = batch.images.mutable_data<float>();
+    int64_t* labels = batch.labels.mutable_data<int64_t>();
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t from = order_[static_cast<size_t>(begin + i)];
+      std::copy_n(features_.values.data<float>() + from * width, width, rows + i * width);
+      labels[i] = features_.labels[static_cast<size_t>(from)];
+      batch.indices[static_cast<size_t>(i)] = features_.indices[static_cast<size_t>(from)];
+    }
+    batch.number = next_++;
+    return true;
+  }
+
+ private:
+  Features features_;
+  LoaderOptions options_;
+  std::vector<int64_t> order_;
+  int64_t next_ = 0;
+};
+
 }  // namespace
 
 DeviceBatches::DeviceBatches(Batches& batches, Device device) : batches_(batches) {
@@ -92,6 +139,10 @@ Features compute_features(ImageModel& model, Batches& images, Device device,
   result.values =
       Tensor::of(values, {static_cast<int64_t>(result.labels.size()), model.feature_width()});
   return result;
+}
+
+std::unique_ptr<Batches> feature_batches(Features features, const LoaderOptions& options) {
+  return std::make_unique<FeatureBatches>(std::move(features), options);
 }
 
 }  // namespace graft

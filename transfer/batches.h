@@ -1,5 +1,5 @@
-// Where a training or judging pass gets its batches from: decoded images, or what the frozen part
-// of a network made of them (prefix_cache.h).
+// Where a training or judging pass gets its batches from: decoded images, or stored features of a
+// frozen network.
 #pragma once
 
 #include <exception>
@@ -59,5 +59,8 @@ struct Features {
 // the number of images done; when it returns false the result has no values.
 Features compute_features(ImageModel& model, Batches& images, Device device,
                           const std::function<bool(int64_t)>& keep_going);
+// Batches of stored features; when options.shuffle, in the order in which the loader shuffles
+// images.
+std::unique_ptr<Batches> feature_batches(Features features, const LoaderOptions& options);
 
 }  // namespace graft
