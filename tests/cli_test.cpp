@@ -297,33 +297,6 @@ TEST_CASE("a run that is there is not overwritten without --force") {
   CHECK(file_bytes(folder / "run" / "best.safetensors") != before);
 }
 
-TEST_CASE(
-    "finetune: what is kept of frozen stages is said before and after, and files serve again") {
-  const TemporaryFolder folder;
-  const auto probe = [&](const char* out, const std::vector<std::string>& more) {
-    std::vector<std::string> arguments{
-        "finetune",         "--data", pictures().string(),     "--weights",
-        trained().string(), "--out",  (folder / out).string(), "--freeze-features",
-        "--epochs",         "3"};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    return graft_program(arguments);
-  };
-  const std::string kept = "cache: the stages up to avgpool are frozen and run once";
-  CHECK(contains(probe("dry", {"--dry-run"}).out, kept));
-  CHECK(contains(probe("flipped", {"--dry-run", "--horizontal-flip"}).out, "--cache-views K"));
-  const std::string files = (folder / "files").string();
-  const Outcome first = probe("first", {"--cache-dir", files});
-  CHECK(first.code == 0);
-  CHECK(contains(first.err, kept));
-  CHECK(contains(first.err, ", 0 read from " + files));
-  CHECK(contains(probe("second", {"--cache-dir", files}).err, "cache: 0 computed"));
-  CHECK(contains(probe("off", {"--cache", "off"}).err, "cache: off"));
-  for (const char* other : {"second", "off"}) {
-    CHECK(file_bytes(folder / "first" / "best.safetensors") ==
-          file_bytes(folder / other / "best.safetensors"));
-  }
-}
-
 TEST_CASE("finetune: plain text tells what to do next, JSON is one object a line") {
   const TemporaryFolder folder;
   std::vector<std::string> arguments = training(folder / "text", "2");
