@@ -1,117 +1,17 @@
 // The built program as people and scripts see it: exit codes, messages, JSON, signals, files.
-#include <chrono>
 #include <doctest/doctest.h>
-#include <fcntl.h>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <signal.h>
-#include <sstream>
-#include <sys/wait.h>
-#include <thread>
-#include <unistd.h>
 
-#include "kernels/error.h"
 #include "kernels/types.h"
-#include "tests/support/pictures.h"
+#include "tests/support/program.h"
 
 namespace graft {
 namespace {
 
 namespace fs = std::filesystem;
+using namespace testing;
 using nlohmann::json;
-using testing::file_bytes;
-using testing::TemporaryFolder;
-
-struct Outcome {
-  int code = -1;  // 128 + signal for a killed process
-  std::string out, err;
-};
-
-// One run of the program, its streams in files.
-class Run {
- public:
-  explicit Run(const std::vector<std::string>& arguments, const std::string& stdout_to = "") {
-    std::vector<std::string> words{GRAFT_BINARY_DIR "/graft"};
-    words.insert(words.end(), arguments.begin(), arguments.end());
-    std::vector<char*> pointers;
-    for (std::string& word : words) pointers.push_back(word.data());
-    pointers.push_back(nullptr);
-    const std::string out = stdout_to.empty() ? (folder_ / "out").string() : stdout_to;
-    const std::string err = (folder_ / "err").string();
-    pid_ = fork();
-    GRAFT_CHECK(pid_ >= 0, "the test cannot start a process");
-    if (pid_ == 0) {
-      dup2(open("/dev/null", O_RDONLY), 0);
-      dup2(open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
-      dup2(open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
-      execv(pointers[0], pointers.data());
-      _exit(127);
-    }
-  }
-  ~Run() {
-    if (pid_ > 0) {
-      kill(pid_, SIGKILL);
-      waitpid(pid_, nullptr, 0);
-    }
-  }
-  Run(const Run&) = delete;
-  Run& operator=(const Run&) = delete;
-
-  void send(int signal) { kill(pid_, signal); }
-  std::string out_so_far() const {
-    return fs::exists(folder_ / "out") ? file_bytes(folder_ / "out") : "";
-  }
-  Outcome wait() {
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = -1;
-    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    return {code, out_so_far(), file_bytes(folder_ / "err")};
-  }
-
- private:
-  TemporaryFolder folder_;
-  pid_t pid_;
-};
-
-Outcome graft_program(const std::vector<std::string>& arguments) { return Run(arguments).wait(); }
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
-std::vector<json> json_lines(const std::string& text) {
-  std::vector<json> result;
-  std::istringstream lines(text);
-  for (std::string line; std::getline(lines, line);) result.push_back(json::parse(line));
-  return result;
-}
-
-const fs::path& pictures() {
-  static const TemporaryFolder folder;
-  static const fs::path data = [] {
-    testing::write_stripes(folder / "stripes", 16, 16, 7);
-    return folder / "stripes";
-  }();
-  return data;
-}
-
-std::vector<std::string> training(const fs::path& out, const std::string& epochs) {
-  return {"finetune",     "--data",    pictures().string(), "--arch", "small_cnn", "--from-scratch",
-          "--image-size", "16",        "--batch",           "8",      "--epochs",  epochs,
-          "--out",        out.string()};
-}
-
-// Weights that several cases read.
-const fs::path& trained() {
-  static const TemporaryFolder folder;
-  static const fs::path weights = [] {
-    const Outcome outcome = graft_program(training(folder / "run", "4"));
-    GRAFT_CHECK(outcome.code == 0, outcome.err);
-    return folder / "run" / "best.safetensors";
-  }();
-  return weights;
-}
 
 TEST_CASE("help with examples for the program and every command") {
   const Outcome all = graft_program({"--help"});
@@ -501,9 +401,7 @@ TEST_CASE("a run stopped by a signal continues to the same bytes") {
     arguments.push_back("--json");
     Run run(arguments);
     // Until it trains for certain; it has 59 epochs left.
-    for (int i = 0; i < 6000 && !contains(run.out_so_far(), "\"epoch\":1"); ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
+    run.wait_for("\"epoch\":1");
     run.send(signal);
     const Outcome stopped = run.wait();
     CAPTURE(stopped.err);
@@ -523,77 +421,6 @@ TEST_CASE("a run stopped by a signal continues to the same bytes") {
     // No temporary file is left.
     CHECK(std::distance(fs::directory_iterator(out), fs::directory_iterator()) == 7);
   }
-}
-
-TEST_CASE("verdict: stopped by a signal it continues to the same answer, for people and machines") {
-  const TemporaryFolder folder;
-  const auto arguments = [&](const fs::path& out, const std::string& epochs) {
-    return std::vector<std::string>{
-        "verdict", "--data", pictures().string(), "--weights", trained().string(),
-        "--seeds", "2",      "--epochs",          epochs,      "--batch",
-        "4",       "--out",  out.string(),        "--json"};
-  };
-  const Outcome whole = graft_program(arguments(folder / "whole", "3"));
-  REQUIRE(whole.code == 0);
-  std::vector<json> lines = json_lines(whole.out);
-  REQUIRE(lines.size() == 7);
-  CHECK(lines[0]["event"] == "run");
-  json answer = lines.back();
-  CHECK(answer["event"] == "done");
-  CHECK(answer["runs"].size() == 6);
-  CHECK(answer["gap"]["low"] <= answer["gap"]["high"]);
-  answer.erase("event");
-  answer.erase("run");
-  CHECK(answer == json::parse(file_bytes(folder / "whole" / "verdict.json")));
-
-  Run run(arguments(folder / "stopped", "3"));
-  for (int i = 0; i < 6000 && !contains(run.out_so_far(), "\"run\""); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  run.send(SIGINT);
-  const Outcome stopped = run.wait();
-  CAPTURE(stopped.err);
-  REQUIRE(stopped.code == 128 + SIGINT);
-  CHECK(json_lines(stopped.out).back()["event"] == "interrupted");
-  const std::string resume = "graft verdict --resume " + (folder / "stopped").string();
-  CHECK(contains(stopped.err, resume));
-  const Outcome resumed = graft_program({"verdict", "--resume", folder / "stopped"});
-  CHECK(resumed.code == 0);
-  CHECK(contains(resumed.out, "verdict: "));
-  CHECK(contains(resumed.out, "next: "));
-  CHECK(contains(resumed.out, "transfer - scratch"));
-  CHECK(file_bytes(folder / "stopped" / "transfer-1" / "last.safetensors") ==
-        file_bytes(folder / "whole" / "transfer-1" / "last.safetensors"));
-  const json again = json::parse(file_bytes(folder / "stopped" / "verdict.json"));
-  CHECK(again["gap"] == answer["gap"]);
-}
-
-TEST_CASE("rank: a table for people, an object for machines") {
-  const std::string last = (trained().parent_path() / "last.safetensors").string();
-  std::vector<std::string> arguments{"rank",         "--data",           pictures().string(),
-                                     "--candidates", trained().string(), last,
-                                     "--score",      "h-score"};
-  const Outcome table = graft_program(arguments);
-  CHECK(table.code == 0);
-  CHECK(contains(table.out, "ordered by h-score"));
-  CHECK(contains(table.out, last));
-  arguments.push_back("--json");
-  const json ranking = json_lines(graft_program(arguments).out).at(0);
-  CHECK(ranking["images"] == 32);
-  REQUIRE(ranking["candidates"].size() == 2);
-  CHECK(ranking["candidates"][0]["h-score"]["value"] >=
-        ranking["candidates"][1]["h-score"]["value"]);
-  CHECK(ranking["candidates"][1]["leep"]["low"] <= ranking["candidates"][1]["leep"]["high"]);
-}
-
-TEST_CASE("distance and forgetting: an object for machines") {
-  const std::string data = pictures().string(), last = trained().parent_path() / "last.safetensors";
-  const Outcome gap =
-      graft_program({"distance", "--source", data, "--target", data, "--weights", last, "--json"});
-  CHECK(json_lines(gap.out).at(0)["gap"] == "none");
-  const Outcome kept =
-      graft_program({"forgetting", "--before", last, "--after", last, "--data", data, "--json"});
-  CHECK(json_lines(kept.out).at(0)["head"]["change"]["value"] == 0);
 }
 
 }  // namespace

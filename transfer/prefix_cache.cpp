@@ -201,6 +201,15 @@ CachePlan plan_cache(ImageModel& model, const FinetuneOptions& options,
     plan.line = text("cache: off; the frozen ", where, " run for every image in every epoch");
     return plan;
   }
+  if (options.regularise.mixes()) {
+    plan.line = text("cache: none, because every step mixes other images, so that the frozen ",
+                     where, " run each time");
+    return plan;
+  }
+  if (options.regularise.delta > 0) {
+    plan.line = "cache: none, because DELTA shows the images to the starting network, too";
+    return plan;
+  }
   const bool views = augments(options.augmentation);
   if (views && cache.views == 0) {
     plan.line =

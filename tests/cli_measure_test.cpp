@@ -1,0 +1,84 @@
+// The commands that measure transfer, as people and scripts see them.
+#include <doctest/doctest.h>
+#include <signal.h>
+
+#include "tests/support/program.h"
+
+namespace graft {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace testing;
+using nlohmann::json;
+
+TEST_CASE("verdict: stopped by a signal it continues to the same answer, for people and machines") {
+  const TemporaryFolder folder;
+  const auto arguments = [&](const fs::path& out, const std::string& epochs) {
+    return std::vector<std::string>{
+        "verdict", "--data", pictures().string(), "--weights", trained().string(),
+        "--seeds", "2",      "--epochs",          epochs,      "--batch",
+        "4",       "--out",  out.string(),        "--json"};
+  };
+  const Outcome whole = graft_program(arguments(folder / "whole", "3"));
+  REQUIRE(whole.code == 0);
+  std::vector<json> lines = json_lines(whole.out);
+  REQUIRE(lines.size() == 7);
+  CHECK(lines[0]["event"] == "run");
+  json answer = lines.back();
+  CHECK(answer["event"] == "done");
+  CHECK(answer["runs"].size() == 6);
+  CHECK(answer["gap"]["low"] <= answer["gap"]["high"]);
+  answer.erase("event");
+  answer.erase("run");
+  CHECK(answer == json::parse(file_bytes(folder / "whole" / "verdict.json")));
+
+  Run run(arguments(folder / "stopped", "3"));
+  run.wait_for("\"run\"");
+  run.send(SIGINT);
+  const Outcome stopped = run.wait();
+  CAPTURE(stopped.err);
+  REQUIRE(stopped.code == 128 + SIGINT);
+  CHECK(json_lines(stopped.out).back()["event"] == "interrupted");
+  const std::string resume = "graft verdict --resume " + (folder / "stopped").string();
+  CHECK(contains(stopped.err, resume));
+  const Outcome resumed = graft_program({"verdict", "--resume", folder / "stopped"});
+  CHECK(resumed.code == 0);
+  CHECK(contains(resumed.out, "verdict: "));
+  CHECK(contains(resumed.out, "next: "));
+  CHECK(contains(resumed.out, "transfer - scratch"));
+  CHECK(file_bytes(folder / "stopped" / "transfer-1" / "last.safetensors") ==
+        file_bytes(folder / "whole" / "transfer-1" / "last.safetensors"));
+  const json again = json::parse(file_bytes(folder / "stopped" / "verdict.json"));
+  CHECK(again["gap"] == answer["gap"]);
+}
+
+TEST_CASE("rank: a table for people, an object for machines") {
+  const std::string last = (trained().parent_path() / "last.safetensors").string();
+  std::vector<std::string> arguments{"rank",         "--data",           pictures().string(),
+                                     "--candidates", trained().string(), last,
+                                     "--score",      "h-score"};
+  const Outcome table = graft_program(arguments);
+  CHECK(table.code == 0);
+  CHECK(contains(table.out, "ordered by h-score"));
+  CHECK(contains(table.out, last));
+  arguments.push_back("--json");
+  const json ranking = json_lines(graft_program(arguments).out).at(0);
+  CHECK(ranking["images"] == 32);
+  REQUIRE(ranking["candidates"].size() == 2);
+  CHECK(ranking["candidates"][0]["h-score"]["value"] >=
+        ranking["candidates"][1]["h-score"]["value"]);
+  CHECK(ranking["candidates"][1]["leep"]["low"] <= ranking["candidates"][1]["leep"]["high"]);
+}
+
+TEST_CASE("distance and forgetting: an object for machines") {
+  const std::string data = pictures().string(), last = trained().parent_path() / "last.safetensors";
+  const Outcome gap =
+      graft_program({"distance", "--source", data, "--target", data, "--weights", last, "--json"});
+  CHECK(json_lines(gap.out).at(0)["gap"] == "none");
+  const Outcome kept =
+      graft_program({"forgetting", "--before", last, "--after", last, "--data", data, "--json"});
+  CHECK(json_lines(kept.out).at(0)["head"]["change"]["value"] == 0);
+}
+
+}  // namespace
+}  // namespace graft
