@@ -123,6 +123,17 @@ TEST_CASE("training from the cache ends with the bytes of training without") {
     kept = "stages up to avgpool";
   }
   SUBCASE("a number of steps") { options.steps = 7; }
+  SUBCASE("bf16, kept in bf16") { options.precision = Dtype::bf16; }
+  SUBCASE("averaged weights, terms of the loss") {
+    options.regularise.ema = 0.9f;
+    options.regularise.l2_sp = 0.1f;
+    options.regularise.bss = 0.001f;
+  }
+  SUBCASE("adapters in the stages behind") {
+    options.freeze.clear();
+    options.lora.rank = 2;
+    options.lora.layers = {"conv3"};
+  }
   SUBCASE("from files") {
     options.cache.folder = folder / "cache";
     options.cache.memory = 0;
@@ -266,6 +277,10 @@ TEST_CASE("what is not cached is said in a line") {
   CHECK(line().find("--cache-views K") != std::string::npos);
   options.cache.views = 2;
   CHECK(line().find("for each of 84 views (2 an image") != std::string::npos);
+  options.regularise.delta = 0.1f;
+  CHECK(line().find("none, because DELTA") != std::string::npos);
+  options.regularise.mixup = 0.2f;
+  CHECK(line().find("none, because every step mixes") != std::string::npos);
   options.freeze.clear();
   CHECK(line().empty());
 }
