@@ -131,6 +131,12 @@ void AtomicFile::write(const void* data, size_t bytes) {
   }
 }
 
+void AtomicFile::write_at_start(const void* data, size_t bytes) {
+  if (::lseek(file_, 0, SEEK_SET) != 0) fail_at("writing");
+  write(data, bytes);
+  if (::lseek(file_, 0, SEEK_END) < 0) fail_at("writing");
+}
+
 void AtomicFile::commit() {
   if (retry([&] { return ::fsync(file_); }) != 0) fail_at("writing to the disk (fsync)");
   const int closed = std::exchange(file_, -1);

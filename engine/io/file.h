@@ -33,6 +33,8 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(const void* data, size_t bytes);
+  // Overwrites what was written first; what follows stays.
+  void write_at_start(const void* data, size_t bytes);
   // Data to the disk, rename, folder to the disk. When the last step alone fails the complete new
   // file is in place, and the error says so.
   void commit();
