@@ -80,5 +80,36 @@ TEST_CASE("distance and forgetting: an object for machines") {
   CHECK(json_lines(kept.out).at(0)["head"]["change"]["value"] == 0);
 }
 
+TEST_CASE("extract and probe: files that the one writes are what the other judges") {
+  const TemporaryFolder folder;
+  const std::string data = pictures().string(), weights = trained().string();
+  const json direct = json_lines(graft_program({"probe", "--weights", weights, "--data", data,
+                                                "--neighbours", "3", "--json"})
+                                     .out)
+                          .at(0);
+  CHECK(direct["train"] == 24);
+  CHECK(direct["test"] == 8);
+  CHECK(direct["logistic"]["accuracy"]["low"] <= direct["logistic"]["accuracy"]["high"]);
+  for (const char* name : {"f.npy", "f.safetensors"}) {
+    const std::string file = folder / name;
+    const Outcome written =
+        graft_program({"extract", "--weights", weights, "--data", data, "--out", file, "--json"});
+    REQUIRE(written.code == 0);
+    CHECK(json_lines(written.out).at(0)["shape"] == json({32, 128}));
+    const Outcome judged =
+        graft_program({"probe", "--features", file, "--neighbours", "3", "--json"});
+    CHECK(json_lines(judged.out).at(0) == direct);
+    const Outcome table = graft_program({"probe", "--features", file, "--test", file});
+    CHECK(table.code == 0);
+    CHECK(contains(table.out, "nearest neighbours"));
+  }
+  const Outcome unknown = graft_program({"extract", "--weights", weights, "--data", data, "--out",
+                                         folder / "g.npy", "--layer", "blok1"});
+  CHECK(unknown.code == 1);
+  CHECK(contains(unknown.err, "block1"));
+  CHECK_FALSE(fs::exists(folder / "g.npy"));
+  CHECK(graft_program({"probe", "--data", data}).code == 2);
+}
+
 }  // namespace
 }  // namespace graft

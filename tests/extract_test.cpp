@@ -109,7 +109,7 @@ TEST_CASE("a .npy file reads back, and its header is what NumPy writes") {
   const std::string bytes = file_bytes(folder / "a.npy");
   CHECK(bytes.size() == 192 + 18 * 4);
   CHECK(bytes.substr(0, 8) == std::string("\x93NUMPY\x01\x00", 8));
-  CHECK(bytes.substr(10, 61) == "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 2, 3), }");
+  CHECK(bytes.substr(10, 62) == "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 2, 3), }");
   CHECK(bytes[191] == '\n');
   const Tensor back = read_npy(folder / "a.npy");
   CHECK(back.shape() == Shape{3, 2, 3});

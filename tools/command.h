@@ -48,6 +48,7 @@ void add_distance(CLI::App& app);
 void add_forgetting(CLI::App& app);
 void add_predict(CLI::App& app);
 void add_extract(CLI::App& app);
+void add_probe(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_merge(CLI::App& app);
 void add_experiment(CLI::App& app);

@@ -68,6 +68,7 @@ int run(int argc, char** argv) {
   add_forgetting(app);
   add_predict(app);
   add_extract(app);
+  add_probe(app);
   add_convert(app);
   add_merge(app);
   add_inspect(app);

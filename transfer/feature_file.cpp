@@ -79,12 +79,12 @@ FeatureTable read_safetensors_table(const fs::path& path) {
   const WeightFile file = read_safetensors(path);
   FeatureTable table;
   const auto find = [&](const char* name, Dtype dtype) {
-    const auto found = file.tensors.find(name);
-    GRAFT_CHECK(found != file.tensors.end(), path.string(), ": has no tensor \"", name,
+    const Tensor* found = file.find(name);
+    GRAFT_CHECK(found != nullptr, path.string(), ": has no tensor \"", name,
                 "\"; expected a file of graft extract");
-    GRAFT_CHECK(found->second.dtype() == dtype, path.string(), ": expected ", name, " to be ",
-                dtype, ", got ", found->second);
-    return found->second;
+    GRAFT_CHECK(found->dtype() == dtype, path.string(), ": expected ", name, " to be ", dtype,
+                ", got ", *found);
+    return *found;
   };
   table.features = find("features", Dtype::f32);
   const Tensor labels = find("labels", Dtype::i64);
