@@ -32,8 +32,7 @@ class Dann : public AdaptMethod {
     const float lambda =
         static_cast<float>(weight_ * adversarial_ramp(gamma_, place.progress) * place.strength);
     const float reversed = on_features_ ? lambda : 1.0f;
-    const Tensor loss = domain_loss(head_(grad_reverse(pair.source.aligned, reversed)),
-                                    head_(grad_reverse(pair.target.aligned, reversed)));
+    const Tensor loss = reversed_domain_loss(head_, pair, reversed);
     return on_features_ ? loss : mul(loss, lambda);
   }
 

@@ -7,8 +7,9 @@ namespace graft {
 
 const std::vector<MethodInfo>& adapt_methods() {
   static const std::vector<MethodInfo> all{
-      source_only_method(), adabn_method(), dann_method(),    cdan_method(),
-      cdan_e_method(),      adda_method(),  entropy_method(),
+      source_only_method(), adabn_method(), dann_method(), cdan_method(),  cdan_e_method(),
+      adda_method(),        dan_method(),   jan_method(),  coral_method(), mcd_method(),
+      mdd_method(),         afn_method(),   bsp_method(),  mcc_method(),   entropy_method(),
   };
   return all;
 }

@@ -12,6 +12,14 @@ MethodInfo dann_method();
 MethodInfo cdan_method();
 MethodInfo cdan_e_method();
 MethodInfo adda_method();
+MethodInfo dan_method();
+MethodInfo jan_method();
+MethodInfo coral_method();
+MethodInfo mcd_method();
+MethodInfo mdd_method();
+MethodInfo afn_method();
+MethodInfo bsp_method();
+MethodInfo mcc_method();
 MethodInfo entropy_method();
 
 const std::vector<MethodInfo>& adapt_methods();
