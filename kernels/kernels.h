@@ -13,6 +13,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/functors.h"
+#include "kernels/image.h"
 #include "kernels/isa.h"
 #include "kernels/plan.h"
 #include "kernels/types.h"
@@ -24,6 +25,7 @@ namespace cpu {
 namespace avx2 {
 #include "kernels/list/attention.h"
 #include "kernels/list/depthwise.h"
+#include "kernels/list/image.h"
 #include "kernels/list/loss.h"
 #include "kernels/list/noise.h"
 #include "kernels/list/norm.h"
@@ -36,6 +38,7 @@ namespace avx2 {
 namespace avx512 {
 #include "kernels/list/attention.h"
 #include "kernels/list/depthwise.h"
+#include "kernels/list/image.h"
 #include "kernels/list/loss.h"
 #include "kernels/list/noise.h"
 #include "kernels/list/norm.h"
@@ -61,6 +64,7 @@ GRAFT_PICK(unary_grad);
 GRAFT_PICK(depthwise_forward);
 GRAFT_PICK(depthwise_backward_data);
 GRAFT_PICK(depthwise_backward_weight);
+GRAFT_PICK(render_images);
 GRAFT_PICK(max_pool);
 GRAFT_PICK(max_pool_grad);
 GRAFT_PICK(avg_pool);
@@ -114,6 +118,7 @@ GRAFT_PICK(clip_factor);
 namespace cuda {
 #include "kernels/list/attention.h"
 #include "kernels/list/depthwise.h"
+#include "kernels/list/image.h"
 #include "kernels/list/library.h"
 #include "kernels/list/loss.h"
 #include "kernels/list/noise.h"

@@ -381,4 +381,45 @@ TEST_CASE("impossible options are refused before a thread is started") {
 }
 
 }  // namespace
+TEST_CASE("batches for a GPU make the bits of the other batches") {
+  const Pictures pictures;
+  pictures.damage(11);
+  for (const bool train : {true, false}) {
+    for (const size_t cache : {size_t{1} << 30, size_t{0}}) {
+      for (const bool random_crop : {true, false}) {
+        for (const bool colours : {true, false}) {
+          Augmentation augmentation = strong(random_crop);
+          if (!colours) {
+            augmentation.brightness = augmentation.saturation = augmentation.hue = 0;
+            augmentation.randaugment_ops = 0;
+          }
+          LoaderOptions options = training(2);
+          options.train = train;
+          options.cache_bytes = cache;
+          options.bad_image = BadImage::skip;
+          Loader here(pictures.data, pictures.all, small(), augmentation, options);
+          options.for_gpu = true;
+          Loader packed(pictures.data, pictures.all, small(), augmentation, options);
+          INFO("train " << train << ", cache " << cache << ", random crop " << random_crop
+                        << ", colours " << colours);
+          for (int64_t epoch = 0; epoch < 2; ++epoch) {  // the second from memory
+            here.start_epoch(epoch);
+            packed.start_epoch(epoch);
+            Batch expected, batch;
+            while (here.next(expected)) {
+              REQUIRE(packed.next(batch));
+              CHECK(batch.indices == expected.indices);
+              CHECK(!batch.images.defined());
+              const Tensor images = render(batch.packed, batch.packed.bytes);
+              CHECK(images.shape() == expected.images.shape());
+              CHECK(images.to_vector<float>() == expected.images.to_vector<float>());
+            }
+            CHECK(!packed.next(batch));
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace graft

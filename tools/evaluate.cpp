@@ -99,7 +99,7 @@ void run_evaluate(const EvaluateOptions& options) {
   reading.channels = loaded.card.in_channels;
   reading.workers = options.workers;
   reading.bad_image = options.bad_image == "skip" ? BadImage::skip : BadImage::error;
-  reading.pinned = !device.is_cpu();
+  reading.for_gpu = !device.is_cpu();
   reading.cache_bytes = 0;  // every image is read once
   const std::unique_ptr<Batches> batches =
       image_batches(data, everything, loaded.card.preprocessing, {}, reading);

@@ -21,7 +21,15 @@ class ImageBatches : public Batches {
   void start_epoch(int64_t epoch, int64_t first_batch) override {
     loader_.start_epoch(epoch, first_batch);
   }
-  bool next(Batch& batch) override { return loader_.next(batch); }
+  bool next(Batch& batch) override {
+    if (!loader_.next(batch)) return false;
+    if (batch.packed.bytes.defined()) {
+      batch.images = render(batch.packed, batch.packed.bytes);
+      batch.packed = {};
+    }
+    return true;
+  }
+  bool next_packed(Batch& batch) override { return loader_.next(batch); }
   std::vector<std::string> bad_images() const override { return loader_.bad_images(); }
 
  private:
@@ -53,7 +61,7 @@ class FeatureBatches : public Batches {
     const int64_t begin = next_ * options_.batch_size;
     const int64_t n = std::min(options_.batch_size, samples() - begin);
     const int64_t width = features_.values.dim(1);
-    batch.images = options_.pinned ? pinned_tensor({n, width}) : Tensor({n, width});
+    batch.images = options_.for_gpu ? pinned_tensor({n, width}) : Tensor({n, width});
     batch.labels = Tensor({n}, Dtype::i64);
     batch.indices.resize(static_cast<size_t>(n));
     float* rows = batch.images.mutable_data<float>();
@@ -95,6 +103,7 @@ bool DeviceBatches::next(Batch& batch) {
   if (!more_) return false;
   batch = std::move(ahead_);
   batch.images = upload_->take();
+  if (batch.packed.bytes.defined()) batch.images = render(batch.packed, batch.images);
   return true;
 }
 
@@ -102,8 +111,11 @@ void DeviceBatches::prefetch() {
   if (!upload_ || fetched_) return;
   fetched_ = true;
   try {
-    more_ = batches_.next(ahead_);
-    if (more_) upload_->start(ahead_.images);
+    more_ = batches_.next_packed(ahead_);
+    if (more_) {
+      const bool packed = ahead_.packed.bytes.defined();
+      upload_->start(packed ? ahead_.packed.bytes : ahead_.images);
+    }
   } catch (...) {
     fault_ = std::current_exception();
   }

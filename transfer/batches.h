@@ -21,6 +21,8 @@ class Batches {
   virtual void start_epoch(int64_t epoch, int64_t first_batch) = 0;
   // False at the end of the epoch. batch.images is what forward() of the same pass takes.
   virtual bool next(Batch& batch) = 0;
+  // The same, but for images that are still packed: batch.packed.
+  virtual bool next_packed(Batch& batch) { return next(batch); }
   virtual std::vector<std::string> bad_images() const { return {}; }
 };
 

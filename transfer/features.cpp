@@ -38,7 +38,7 @@ ExtractedFeatures extract_features(FeatureNetwork& network, const ImageDataset& 
   reading.channels = network.card.in_channels;
   reading.workers = options.workers;
   reading.bad_image = options.bad_image;
-  reading.pinned = !network.device.is_cpu();
+  reading.for_gpu = !network.device.is_cpu();
   reading.cache_bytes = 0;  // every image is read once
   const std::unique_ptr<Batches> batches =
       image_batches(data, everything, network.card.preprocessing, {}, reading);

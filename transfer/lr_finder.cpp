@@ -96,7 +96,7 @@ LrFinderResult find_learning_rate(const FinetuneOptions& options, const LrFinder
   loading.workers = options.workers;
   loading.seed = options.seed;
   loading.bad_image = options.bad_image;
-  loading.pinned = !options.device.is_cpu();
+  loading.for_gpu = !options.device.is_cpu();
   loading.shuffle = loading.train = true;
   // A smaller batch has another loss, and a single image no batch statistics.
   loading.drop_last = static_cast<int64_t>(run.data.split.train.size()) > options.batch;

@@ -102,7 +102,7 @@ class CachedBatches : public Batches {
     Shape shape = store_->layout().row;
     const int64_t width = store_->layout().row_values();
     shape.insert(shape.begin(), static_cast<int64_t>(rows.size()));
-    batch.images = options_.pinned ? pinned_tensor(std::move(shape)) : Tensor(std::move(shape));
+    batch.images = options_.for_gpu ? pinned_tensor(std::move(shape)) : Tensor(std::move(shape));
     float* out = batch.images.mutable_data<float>();
     std::vector<int64_t> labels;
     batch.indices.clear();

@@ -128,7 +128,7 @@ bool TrainingLoop::make_batches() {
   judging.workers = options.workers;
   judging.seed = options.seed;
   judging.bad_image = options.bad_image;
-  judging.pinned = !options.device.is_cpu();
+  judging.for_gpu = !options.device.is_cpu();
   LoaderOptions training = judging;
   training.shuffle = training.train = true;
   // Batch statistics of a single image are hardly statistics.

@@ -329,9 +329,17 @@ Image apply(RandOp op, int magnitude, bool negative, Image image) {
   return image;
 }
 
+Flips draw_flips(const Augmentation& augmentation, RandomStream& random) {
+  Flips flips;
+  flips.horizontal = augmentation.horizontal_flip && random.uniform() < 0.5;
+  flips.vertical = augmentation.vertical_flip && random.uniform() < 0.5;
+  return flips;
+}
+
 Image augment(Image view, const Augmentation& augmentation, RandomStream& random) {
-  if (augmentation.horizontal_flip && random.uniform() < 0.5) view = flip_horizontal(view);
-  if (augmentation.vertical_flip && random.uniform() < 0.5) view = flip_vertical(view);
+  const Flips flips = draw_flips(augmentation, random);
+  if (flips.horizontal) view = flip_horizontal(view);
+  if (flips.vertical) view = flip_vertical(view);
 
   // torchvision draws the order and all four factors before it uses them.
   const double strength[4] = {augmentation.brightness, augmentation.contrast,

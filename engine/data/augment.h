@@ -56,6 +56,11 @@ bool is_signed(RandOp op);
 // Applies an operation at a magnitude 0..30; `negative` turns the sign of the signed ones.
 Image apply(RandOp op, int magnitude, bool negative, Image image);
 
+struct Flips {
+  bool horizontal = false, vertical = false;
+};
+// The first draws of augment().
+Flips draw_flips(const Augmentation& augmentation, RandomStream& random);
 // Flips, colour jitter in random order, then RandAugment: what train_view does after the crop.
 Image augment(Image view, const Augmentation& augmentation, RandomStream& random);
 

@@ -13,12 +13,12 @@
 #include <mutex>
 #include <numeric>
 #include <set>
+#include <span>
 #include <stop_token>
 #include <thread>
 #include <utility>
 
 #include "engine/data/augment.h"
-#include "engine/upload.h"
 #include "kernels/error.h"
 
 namespace graft {
@@ -60,6 +60,7 @@ struct PendingBatch {
   std::vector<size_t> positions;
   Tensor images;
   float* pixels = nullptr;
+  std::vector<PackedView> packed;          // instead of images, for a GPU
   std::vector<std::exception_ptr> faults;  // per slot; null where the image is there
   size_t started = 0, finished = 0;
 };
@@ -104,10 +105,13 @@ struct Loader::State {
     batch->positions.assign(order.begin() + static_cast<int64_t>(begin),
                             order.begin() + static_cast<int64_t>(end));
     batch->faults.resize(end - begin);
-    Shape shape{static_cast<int64_t>(end - begin), preprocessing.crop, preprocessing.crop,
-                options.channels};
-    batch->images = options.pinned ? pinned_tensor(std::move(shape)) : Tensor(std::move(shape));
-    batch->pixels = batch->images.mutable_data<float>();
+    if (options.for_gpu) {
+      batch->packed.resize(end - begin);
+    } else {
+      batch->images = Tensor({static_cast<int64_t>(end - begin), preprocessing.crop,
+                              preprocessing.crop, options.channels});
+      batch->pixels = batch->images.mutable_data<float>();
+    }
     window.push_back(std::move(batch));
     ++opened;
   }
@@ -127,7 +131,12 @@ struct Loader::State {
   // Takes a slot, loads it and marks it finished.
   void load_one(const std::shared_ptr<PendingBatch>& batch, size_t slot, int64_t of_epoch) {
     try {
-      load(batch->positions[slot], of_epoch, batch->pixels + static_cast<int64_t>(slot) * stride());
+      const size_t position = batch->positions[slot];
+      if (options.for_gpu) {
+        batch->packed[slot] = pack(position, of_epoch);
+      } else {
+        load(position, of_epoch, batch->pixels + static_cast<int64_t>(slot) * stride());
+      }
     } catch (...) {
       batch->faults[slot] = std::current_exception();
     }
@@ -135,24 +144,58 @@ struct Loader::State {
 
   int64_t stride() const { return preprocessing.crop * preprocessing.crop * options.channels; }
 
-  void load(size_t position, int64_t of_epoch, float* out) {
-    const bool random_crop = options.train && augmentation.random_resized_crop;
-    std::shared_ptr<const Image> image = cache.find(position);
-    if (image == nullptr) {
-      Image decoded = load_image(samples[position].path, options.channels);
-      image = std::make_shared<const Image>(random_crop ? std::move(decoded)
-                                                        : eval_view(decoded, preprocessing));
-      cache.keep(position, image);
-    }
-    if (!options.train) {
-      normalise(*image, preprocessing, out);
-      return;
-    }
-    RandomStream random({options.seed ^ kAugmentSeed, static_cast<uint64_t>(of_epoch),
+  bool random_crop() const { return options.train && augmentation.random_resized_crop; }
+
+  RandomStream draws(size_t position, int64_t of_epoch) const {
+    return RandomStream({options.seed ^ kAugmentSeed, static_cast<uint64_t>(of_epoch),
                          static_cast<uint32_t>(indices[position])});
-    const Image view = random_crop ? train_view(*image, preprocessing, augmentation, random)
-                                   : augment(*image, augmentation, random);
-    normalise(view, preprocessing, out);
+  }
+
+  // What the cache keeps of a sample: the decoded picture, or the crop where it is always the same.
+  std::shared_ptr<const Image> picture(size_t position, bool cropped) {
+    std::shared_ptr<const Image> image = cache.find(position);
+    if (image != nullptr) return image;
+    Image decoded = load_image(samples[position].path, options.channels);
+    image = std::make_shared<const Image>(cropped ? eval_view(decoded, preprocessing)
+                                                  : std::move(decoded));
+    cache.keep(position, image);
+    return image;
+  }
+
+  // The 8-bit view of a picture().
+  Image view(const Image& image, size_t position, int64_t of_epoch) const {
+    RandomStream random = draws(position, of_epoch);
+    return random_crop() ? train_view(image, preprocessing, augmentation, random)
+                         : augment(image, augmentation, random);
+  }
+
+  void load(size_t position, int64_t of_epoch, float* out) {
+    const std::shared_ptr<const Image> image = picture(position, !random_crop());
+    normalise(options.train ? view(*image, position, of_epoch) : *image, preprocessing, out);
+  }
+
+  PackedView pack(size_t position, int64_t of_epoch) {
+    const int64_t size = preprocessing.crop;
+    const ViewGeometry as_it_is{0, 0, size, size, size, size, 0, 0, size, size};
+    if (options.train && !is_geometric(augmentation)) {
+      const std::shared_ptr<const Image> image = picture(position, !random_crop());
+      return pack_view(view(*image, position, of_epoch), as_it_is, preprocessing.interpolation);
+    }
+    // A crop that is kept is resized once, here.
+    const bool cropped = !random_crop() && options.cache_bytes > 0;
+    const std::shared_ptr<const Image> image = picture(position, cropped);
+    RandomStream random = draws(position, of_epoch);
+    ViewGeometry geometry = as_it_is;
+    if (!cropped) {
+      geometry = options.train ? train_geometry(image->width, image->height, preprocessing,
+                                                augmentation, random)
+                               : eval_geometry(image->width, image->height, preprocessing);
+    } else if (options.train) {
+      const Flips flips = draw_flips(augmentation, random);
+      geometry.flip_horizontal = flips.horizontal;
+      geometry.flip_vertical = flips.vertical;
+    }
+    return pack_view(*image, geometry, preprocessing.interpolation);
   }
 
   void run(std::stop_token stop) {
@@ -221,7 +264,10 @@ struct Loader::State {
     int64_t kept = 0;
     for (size_t slot = 0; slot < pending.positions.size(); ++slot) {
       if (pending.faults[slot]) continue;
-      if (kept != static_cast<int64_t>(slot)) {
+      const bool moves = kept != static_cast<int64_t>(slot);
+      if (moves && options.for_gpu) {
+        pending.packed[static_cast<size_t>(kept)] = std::move(pending.packed[slot]);
+      } else if (moves) {
         std::memcpy(pending.pixels + kept * stride(),
                     pending.pixels + static_cast<int64_t>(slot) * stride(),
                     static_cast<size_t>(stride()) * sizeof(float));
@@ -230,7 +276,13 @@ struct Loader::State {
       batch.indices.push_back(indices[pending.positions[slot]]);
       ++kept;
     }
-    batch.images = kept == pending.images.dim(0) ? pending.images : narrow(pending.images, 0, kept);
+    if (options.for_gpu) {
+      const auto views = std::span(pending.packed).first(static_cast<size_t>(kept));
+      batch.packed = pack_batch(views, preprocessing, options.channels, true);
+    } else {
+      batch.images =
+          kept == pending.images.dim(0) ? pending.images : narrow(pending.images, 0, kept);
+    }
     batch.labels = Tensor::of(labels);
   }
 };

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/data/dataset.h"
+#include "engine/data/device_views.h"
 #include "engine/data/transform.h"
 #include "engine/tensor.h"
 
@@ -15,6 +16,7 @@ namespace graft {
 
 struct Batch {
   Tensor images;                 // f32 (n, crop, crop, channels)
+  PackedBatch packed;            // instead of images, where the options say so
   Tensor labels;                 // i64 (n)
   std::vector<int64_t> indices;  // into the data set
   int64_t number = 0;            // within the epoch; resume with start_epoch(epoch, number + 1)
@@ -35,7 +37,10 @@ struct LoaderOptions {
   int64_t prefetch = 2;  // batches kept ready
   uint64_t seed = 0;
   BadImage bad_image = BadImage::error;
-  bool pinned = false;  // images in pinned_tensor()s, for a GPU
+  // In pinned memory, and images packed: batch.packed instead of batch.images, and render() of it
+  // has the same bits. What is kept in memory as a crop, and what more than geometry changes, is
+  // resized by the workers.
+  bool for_gpu = false;
   // Bytes of 8-bit images kept in memory, so that later epochs skip decoding; 0 turns it off. Kept
   // is the crop where no random crop is asked for, else the decoded image; nothing is evicted,
   // because every epoch visits every sample once.

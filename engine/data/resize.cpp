@@ -15,14 +15,13 @@
 #include <cmath>
 #include <cstring>
 
-#include "engine/data/image.h"
+#include "engine/data/resize_filter.h"
 #include "kernels/error.h"
 
 namespace graft {
 namespace {
 
-constexpr int kBits = 22;
-constexpr int32_t kHalf = 1 << (kBits - 1);
+constexpr int32_t kHalf = 1 << (kResizeBits - 1);
 
 double bilinear(double x) {
   x = std::abs(x);
@@ -37,27 +36,16 @@ double bicubic(double x) {
   return 0.0;
 }
 
-// For each output position: the first input, counted from `begin`, and `taps` weights (padded with
-// zeros). Inputs outside [begin, end) are not read.
-struct Filter {
-  struct Range {
-    int64_t first, count;
-  };
-  std::vector<Range> ranges;
-  std::vector<int32_t> weights;  // ranges.size() * taps
-  int64_t taps = 0;
-  int64_t begin = 0, end = 0;
-};
+}  // namespace
 
-// The filter of outputs [start, start + count) of a resize of `in` samples to `out`.
-Filter make_filter(int64_t in, int64_t out, int64_t start, int64_t count,
-                   Interpolation interpolation) {
+ResizeFilter resize_filter(int64_t in, int64_t out, int64_t start, int64_t count,
+                           Interpolation interpolation) {
   if (in == out) return {{}, {}, 0, start, start + count};
   const bool cubic = interpolation == Interpolation::bicubic;
   const double scale = static_cast<double>(in) / static_cast<double>(out);
   const double stretch = std::max(scale, 1.0);
   const double support = (cubic ? 2.0 : 1.0) * stretch;
-  Filter filter;
+  ResizeFilter filter;
   filter.taps = 2 * static_cast<int64_t>(std::ceil(support)) + 1;
   filter.ranges.resize(static_cast<size_t>(count));
   filter.weights.assign(static_cast<size_t>(count * filter.taps), 0);
@@ -78,23 +66,31 @@ Filter make_filter(int64_t in, int64_t out, int64_t start, int64_t count,
     for (int64_t k = 0; k < last - first; ++k) {
       double weight = exact[static_cast<size_t>(k)];
       if (sum != 0.0) weight /= sum;
-      weight *= 1 << kBits;
+      weight *= 1 << kResizeBits;
       weights[k] = static_cast<int32_t>(weight < 0 ? weight - 0.5 : weight + 0.5);
     }
     filter.ranges[static_cast<size_t>(i)] = {first, last - first};
   }
   filter.begin = filter.ranges.front().first;
   filter.end = filter.ranges.back().first + filter.ranges.back().count;
-  for (Filter::Range& range : filter.ranges) range.first -= filter.begin;
+  for (ResizeFilter::Range& range : filter.ranges) range.first -= filter.begin;
   return filter;
 }
 
-inline uint8_t clip(int32_t sum) { return static_cast<uint8_t>(std::clamp(sum >> kBits, 0, 255)); }
+bool vertical_first(int64_t width, int64_t height, int64_t to_width, int64_t to_height) {
+  return to_height < height && 2 * (width - to_width) < height - to_height;
+}
+
+namespace {
+
+inline uint8_t clip(int32_t sum) {
+  return static_cast<uint8_t>(std::clamp(sum >> kResizeBits, 0, 255));
+}
 
 template <int C>
-void horizontal_row(const uint8_t* in, const Filter& filter, uint8_t* out) {
+void horizontal_row(const uint8_t* in, const ResizeFilter& filter, uint8_t* out) {
   const int32_t* weights = filter.weights.data();
-  for (const Filter::Range& range : filter.ranges) {
+  for (const ResizeFilter::Range& range : filter.ranges) {
     int32_t sum[C];
     for (int c = 0; c < C; ++c) sum[c] = kHalf;
     const uint8_t* pixel = in + range.first * C;
@@ -112,7 +108,8 @@ struct View {
   int64_t stride;  // bytes from row to row
 };
 
-void horizontal_pass(View in, int64_t rows, const Filter& filter, int64_t channels, uint8_t* out) {
+void horizontal_pass(View in, int64_t rows, const ResizeFilter& filter, int64_t channels,
+                     uint8_t* out) {
   const int64_t row_bytes = static_cast<int64_t>(filter.ranges.size()) * channels;
   for (int64_t y = 0; y < rows; ++y, in.pixels += in.stride, out += row_bytes) {
     if (channels == 3) {
@@ -146,11 +143,11 @@ void vertical_row_plain(View in, int64_t width, const int32_t* weights, int64_t 
   vertical_row(in, width, weights, count, sums, out);
 }
 
-void vertical_pass(View in, int64_t row_bytes, const Filter& filter, uint8_t* out) {
+void vertical_pass(View in, int64_t row_bytes, const ResizeFilter& filter, uint8_t* out) {
   std::vector<int32_t> sums(static_cast<size_t>(row_bytes));
   const auto row = __builtin_cpu_supports("avx2") ? vertical_row_avx2 : vertical_row_plain;
   const int32_t* weights = filter.weights.data();
-  for (const Filter::Range& range : filter.ranges) {
+  for (const ResizeFilter::Range& range : filter.ranges) {
     row({in.pixels + range.first * in.stride, in.stride}, row_bytes, weights, range.count,
         sums.data(), out);
     weights += filter.taps;
@@ -176,20 +173,18 @@ Image resize_window(const Image& image, int64_t width, int64_t height, Interpola
   if (!scale_x && !scale_y) return crop(image, left, top, window_width, window_height);
 
   const int64_t c = image.channels, row_bytes = window_width * c;
-  const Filter columns = make_filter(image.width, width, left, window_width, interpolation);
-  const Filter rows = make_filter(image.height, height, top, window_height, interpolation);
+  const ResizeFilter columns = resize_filter(image.width, width, left, window_width, interpolation);
+  const ResizeFilter rows = resize_filter(image.height, height, top, window_height, interpolation);
   const View in{image.pixels.data() + (rows.begin * image.width + columns.begin) * c,
                 image.width * c};
   Image result{window_width, window_height, c, {}};
   result.pixels.resize(static_cast<size_t>(window_height * row_bytes));
   uint8_t* out = result.pixels.data();
-  const bool vertical_first =
-      height < image.height && 2 * (image.width - width) < image.height - height;
   if (!scale_y) {
     horizontal_pass(in, window_height, columns, c, out);
   } else if (!scale_x) {
     vertical_pass(in, row_bytes, rows, out);
-  } else if (vertical_first) {
+  } else if (vertical_first(image.width, image.height, width, height)) {
     const int64_t flat_bytes = (columns.end - columns.begin) * c;
     std::vector<uint8_t> flat(static_cast<size_t>(window_height * flat_bytes));
     vertical_pass(in, flat_bytes, rows, flat.data());

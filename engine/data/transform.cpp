@@ -36,20 +36,21 @@ struct Box {
 };
 
 // Inception's crop: a random area and aspect ratio, ten tries, else the largest central crop.
-Box random_box(const Image& image, const Augmentation& augmentation, RandomStream& random) {
-  const double area = static_cast<double>(image.width) * static_cast<double>(image.height);
+Box random_box(int64_t image_width, int64_t image_height, const Augmentation& augmentation,
+               RandomStream& random) {
+  const double area = static_cast<double>(image_width) * static_cast<double>(image_height);
   const double low = std::log(augmentation.min_ratio), high = std::log(augmentation.max_ratio);
   for (int attempt = 0; attempt < 10; ++attempt) {
     const double target = area * random.uniform(augmentation.min_scale, augmentation.max_scale);
     const double ratio = std::exp(random.uniform(low, high));
     const int64_t width = round_even(std::sqrt(target * ratio));
     const int64_t height = round_even(std::sqrt(target / ratio));
-    if (width < 1 || width > image.width || height < 1 || height > image.height) continue;
-    const int64_t top = random.below(image.height - height + 1);
-    const int64_t left = random.below(image.width - width + 1);
+    if (width < 1 || width > image_width || height < 1 || height > image_height) continue;
+    const int64_t top = random.below(image_height - height + 1);
+    const int64_t left = random.below(image_width - width + 1);
     return {left, top, width, height};
   }
-  int64_t width = image.width, height = image.height;
+  int64_t width = image_width, height = image_height;
   const double ratio = static_cast<double>(width) / static_cast<double>(height);
   if (ratio < augmentation.min_ratio) {
     height = round_even(static_cast<double>(width) / augmentation.min_ratio);
@@ -57,53 +58,86 @@ Box random_box(const Image& image, const Augmentation& augmentation, RandomStrea
     width = round_even(static_cast<double>(height) * augmentation.max_ratio);
   }
   // Rounding can ask for a pixel more than there is when the ratios are extreme.
-  width = std::clamp<int64_t>(width, 1, image.width);
-  height = std::clamp<int64_t>(height, 1, image.height);
-  return {(image.width - width) / 2, (image.height - height) / 2, width, height};
+  width = std::clamp<int64_t>(width, 1, image_width);
+  height = std::clamp<int64_t>(height, 1, image_height);
+  return {(image_width - width) / 2, (image_height - height) / 2, width, height};
 }
 
-}  // namespace
-
-Image eval_view(const Image& image, const Preprocessing& preprocessing) {
-  check(preprocessing);
-  GRAFT_CHECK(image.width >= 1 && image.height >= 1, "eval_view: the image is empty");
-  const int64_t crop_size = preprocessing.crop;
-  if (preprocessing.resize == 0) {
-    return resize(image, crop_size, crop_size, preprocessing.interpolation);
-  }
-  // The longer side is cut to an integer, as int(size * long / short) does.
-  const int64_t shorter = std::min(image.width, image.height);
-  const int64_t longer = std::max(image.width, image.height);
-  const int64_t long_side = preprocessing.resize * longer / shorter;
-  const bool portrait = image.width <= image.height;
-  const int64_t width = portrait ? preprocessing.resize : long_side;
-  const int64_t height = portrait ? long_side : preprocessing.resize;
-  const Span x = centre(width, crop_size, preprocessing.crop_offset);
-  const Span y = centre(height, crop_size, preprocessing.crop_offset);
-  Image window = resize_window(image, width, height, preprocessing.interpolation, x.from, y.from,
-                               x.count, y.count);
-  if (x.count == crop_size && y.count == crop_size) return window;
-  Image padded{crop_size, crop_size, image.channels, {}};
-  padded.pixels.assign(static_cast<size_t>(crop_size * crop_size * image.channels), 0);
-  for (int64_t row = 0; row < y.count; ++row) {
-    const int64_t to = ((y.to + row) * crop_size + x.to) * image.channels;
-    std::memcpy(padded.pixels.data() + to, window.pixels.data() + row * x.count * image.channels,
-                static_cast<size_t>(x.count * image.channels));
+// The view but for its flips.
+Image view_of(const Image& image, const ViewGeometry& g, const Preprocessing& preprocessing) {
+  const bool whole = g.width == image.width && g.height == image.height;
+  Image window = resize_window(whole ? image : crop(image, g.left, g.top, g.width, g.height),
+                               g.to_width, g.to_height, preprocessing.interpolation, g.window_left,
+                               g.window_top, g.window_width, g.window_height);
+  const int64_t size = preprocessing.crop;
+  if (g.window_width == size && g.window_height == size) return window;
+  Image padded{size, size, image.channels, {}};
+  padded.pixels.assign(static_cast<size_t>(size * size * image.channels), 0);
+  const int64_t row_bytes = g.window_width * image.channels;
+  for (int64_t row = 0; row < g.window_height; ++row) {
+    const int64_t to = ((g.pad_top + row) * size + g.pad_left) * image.channels;
+    std::memcpy(padded.pixels.data() + to, window.pixels.data() + row * row_bytes,
+                static_cast<size_t>(row_bytes));
   }
   return padded;
 }
 
+ViewGeometry random_geometry(int64_t width, int64_t height, const Preprocessing& preprocessing,
+                             const Augmentation& augmentation, RandomStream& random) {
+  check(preprocessing);
+  if (!augmentation.random_resized_crop) return eval_geometry(width, height, preprocessing);
+  GRAFT_CHECK(width >= 1 && height >= 1, "train_view: the image is empty");
+  const Box box = random_box(width, height, augmentation, random);
+  const int64_t size = preprocessing.crop;
+  return {box.left, box.top, box.width, box.height, size, size, 0, 0, size, size};
+}
+
+}  // namespace
+
+ViewGeometry eval_geometry(int64_t width, int64_t height, const Preprocessing& preprocessing) {
+  check(preprocessing);
+  GRAFT_CHECK(width >= 1 && height >= 1, "eval_view: the image is empty");
+  const int64_t crop_size = preprocessing.crop;
+  if (preprocessing.resize == 0) {
+    return {0, 0, width, height, crop_size, crop_size, 0, 0, crop_size, crop_size};
+  }
+  // The longer side is cut to an integer, as int(size * long / short) does.
+  const int64_t shorter = std::min(width, height), longer = std::max(width, height);
+  const int64_t long_side = preprocessing.resize * longer / shorter;
+  const bool portrait = width <= height;
+  const int64_t to_width = portrait ? preprocessing.resize : long_side;
+  const int64_t to_height = portrait ? long_side : preprocessing.resize;
+  const Span x = centre(to_width, crop_size, preprocessing.crop_offset);
+  const Span y = centre(to_height, crop_size, preprocessing.crop_offset);
+  return {0, 0, width, height, to_width, to_height, x.from, y.from, x.count, y.count, x.to, y.to};
+}
+
+Image eval_view(const Image& image, const Preprocessing& preprocessing) {
+  return view_of(image, eval_geometry(image.width, image.height, preprocessing), preprocessing);
+}
+
 Image train_view(const Image& image, const Preprocessing& preprocessing,
                  const Augmentation& augmentation, RandomStream& random) {
-  check(preprocessing);
-  if (!augmentation.random_resized_crop) {
-    return augment(eval_view(image, preprocessing), augmentation, random);
-  }
-  GRAFT_CHECK(image.width >= 1 && image.height >= 1, "train_view: the image is empty");
-  const Box box = random_box(image, augmentation, random);
-  Image view = resize(crop(image, box.left, box.top, box.width, box.height), preprocessing.crop,
-                      preprocessing.crop, preprocessing.interpolation);
-  return augment(std::move(view), augmentation, random);
+  const ViewGeometry geometry =
+      random_geometry(image.width, image.height, preprocessing, augmentation, random);
+  return augment(view_of(image, geometry, preprocessing), augmentation, random);
+}
+
+ViewGeometry train_geometry(int64_t width, int64_t height, const Preprocessing& preprocessing,
+                            const Augmentation& augmentation, RandomStream& random) {
+  GRAFT_CHECK(is_geometric(augmentation),
+              "train_geometry: colour jitter and RandAugment are more than geometry; take "
+              "train_view()");
+  ViewGeometry geometry = random_geometry(width, height, preprocessing, augmentation, random);
+  const Flips flips = draw_flips(augmentation, random);
+  geometry.flip_horizontal = flips.horizontal;
+  geometry.flip_vertical = flips.vertical;
+  return geometry;
+}
+
+bool is_geometric(const Augmentation& augmentation) {
+  return augmentation.randaugment_ops <= 0 && augmentation.brightness <= 0 &&
+         augmentation.contrast <= 0 && augmentation.saturation <= 0 && augmentation.hue <= 0;
 }
 
 Image flip_horizontal(const Image& image) {
@@ -132,17 +166,24 @@ Image flip_vertical(const Image& image) {
   return result;
 }
 
-void normalise(const Image& image, const Preprocessing& preprocessing, float* out) {
-  GRAFT_CHECK(image.channels >= 1 && image.channels <= 3,
-              "normalise: expected 1 to 3 channels, got ", image.channels);
+NormalisedLevels normalised_levels(const Preprocessing& preprocessing, int64_t channels) {
   // Computed in double, so that a mean of 127/255 and a deviation of 128/255 give (p - 127) / 128.
-  float table[3][256];
-  for (size_t c = 0; c < static_cast<size_t>(image.channels); ++c) {
+  NormalisedLevels table{};
+  for (size_t c = 0; c < static_cast<size_t>(channels); ++c) {
     const double mean = preprocessing.mean[c], stddev = preprocessing.stddev[c];
     GRAFT_CHECK(stddev > 0, "normalise: expected a positive deviation, got ", stddev,
                 " for channel ", c);
-    for (int v = 0; v < 256; ++v) table[c][v] = static_cast<float>((v / 255.0 - mean) / stddev);
+    for (size_t v = 0; v < 256; ++v) {
+      table[c][v] = static_cast<float>((static_cast<double>(v) / 255.0 - mean) / stddev);
+    }
   }
+  return table;
+}
+
+void normalise(const Image& image, const Preprocessing& preprocessing, float* out) {
+  GRAFT_CHECK(image.channels >= 1 && image.channels <= 3,
+              "normalise: expected 1 to 3 channels, got ", image.channels);
+  const NormalisedLevels table = normalised_levels(preprocessing, image.channels);
   const uint8_t* in = image.pixels.data();
   const int64_t pixels = image.width * image.height;
   if (image.channels == 3) {
@@ -153,7 +194,7 @@ void normalise(const Image& image, const Preprocessing& preprocessing, float* ou
     }
   } else {
     for (int64_t i = 0; i < pixels * image.channels; ++i) {
-      out[i] = table[i % image.channels][in[i]];
+      out[i] = table[static_cast<size_t>(i % image.channels)][in[i]];
     }
   }
 }

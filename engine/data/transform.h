@@ -27,6 +27,19 @@ struct Preprocessing {
   friend bool operator==(const Preprocessing&, const Preprocessing&) = default;
 };
 
+// Where in a picture a view comes from: the box (left, top, width, height), resized to to_width x
+// to_height; of that the window, which lands in a black crop x crop view at (pad_left, pad_top);
+// and the flips of the view.
+struct ViewGeometry {
+  int64_t left = 0, top = 0, width = 0, height = 0;
+  int64_t to_width = 0, to_height = 0;
+  int64_t window_left = 0, window_top = 0, window_width = 0, window_height = 0;
+  int64_t pad_left = 0, pad_top = 0;
+  bool flip_horizontal = false, flip_vertical = false;
+};
+// Of eval_view().
+ViewGeometry eval_geometry(int64_t width, int64_t height, const Preprocessing& preprocessing);
+
 // Shorter side to `resize`, centre crop: still 8-bit, crop x crop.
 Image eval_view(const Image& image, const Preprocessing& preprocessing);
 
@@ -46,6 +59,14 @@ struct Augmentation {
 Image train_view(const Image& image, const Preprocessing& preprocessing,
                  const Augmentation& augmentation, RandomStream& random);
 
+// Of train_view() with the same draws, where the augmentation changes geometry alone.
+ViewGeometry train_geometry(int64_t width, int64_t height, const Preprocessing& preprocessing,
+                            const Augmentation& augmentation, RandomStream& random);
+bool is_geometric(const Augmentation& augmentation);
+
+// (v / 255 - mean) / stddev for each channel and each byte v.
+using NormalisedLevels = std::array<std::array<float, 256>, 3>;
+NormalisedLevels normalised_levels(const Preprocessing& preprocessing, int64_t channels);
 // Writes (pixel / 255 - mean) / stddev as f32 into out (crop, crop, channels).
 void normalise(const Image& image, const Preprocessing& preprocessing, float* out);
 

@@ -20,7 +20,7 @@ void open_batches(AdaptRun& run, const TaskData& source, const TargetData& targe
   judging.workers = options.workers;
   judging.seed = options.seed;
   judging.bad_image = options.bad_image;
-  judging.pinned = !options.device.is_cpu();
+  judging.for_gpu = !options.device.is_cpu();
   std::vector<int64_t> everything(target.images.samples.size());
   for (size_t i = 0; i < everything.size(); ++i) everything[i] = static_cast<int64_t>(i);
   const auto open = [&](const ImageDataset& data, const std::vector<int64_t>& indices,
