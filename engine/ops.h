@@ -2,10 +2,11 @@
 // shapes are checked and named in the error. Unless a line says otherwise an op is differentiable
 // in every floating-point argument, takes f32 or bf16 and gives the same (it computes in f32 and
 // rounds its result), and accepts empty tensors. max and argmax, gather, softmax, the losses and
-// attention take f32 alone; pooling, sums, layer_norm, group_norm and noise take bf16 through an
-// f32 copy; the others have kernels for both. Arguments of one op have one type, but for parameters
-// (weight, bias, running statistics), which are f32 always, with gradients in f32: these are the
-// master weights of a model that runs in bf16. Adding one: README.md, "Add an op in five steps".
+// attention take f32 alone; pooling, sums, layer_norm, group_norm, noise and its chains take bf16
+// through an f32 copy; the others have kernels for both. Arguments of one op have one type, but for
+// parameters (weight, bias, running statistics), which are f32 always, with gradients in f32: these
+// are the master weights of a model that runs in bf16. Adding one: README.md, "Add an op in five
+// steps".
 #pragma once
 
 #include <cstdint>
@@ -137,6 +138,16 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
 Tensor dropout(const Tensor& x, float probability, bool training, RngKey key);
 // Zeroes whole samples (dimension 0) of a residual branch; rescaled likewise.
 Tensor drop_path(const Tensor& x, float probability, bool training, RngKey key);
+
+// --- chains of a transformer block, one pass each way; what is dropped is dropout()'s of the key
+// dropout(gelu(x + bias)). x (..., c); bias (c) or undefined.
+Tensor bias_gelu_dropout(const Tensor& x, const Tensor& bias, float probability, bool training,
+                         RngKey key);
+// layer_norm(residual + dropout(x + bias)). x, residual (..., c); bias, and the norm's weight and
+// shift (c) or undefined.
+Tensor dropout_add_layer_norm(const Tensor& x, const Tensor& bias, const Tensor& residual,
+                              const Tensor& weight, const Tensor& shift, float probability,
+                              bool training, RngKey key, float epsilon = 1e-5f);
 
 // --- softmax and losses
 Tensor softmax(const Tensor& x, int64_t axis = -1);

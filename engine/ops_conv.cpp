@@ -71,8 +71,6 @@ ConvShape shape_of(const char* op, const Tensor& x, const Tensor& weight, const 
   return s;
 }
 
-const float* data_or_null(const Tensor& x) { return x.defined() ? x.data<float>() : nullptr; }
-
 Tensor depthwise_memory(const ConvShape& s, Device device) {
   return Tensor({depthwise_scratch(s)}, Dtype::f32, device);
 }

@@ -1,5 +1,6 @@
 // Softmax and losses. Formulas: kernels/cpu/vector/softmax.cpp and cross_entropy.cpp.
 #include "engine/autograd.h"
+#include "engine/checks.h"
 #include "engine/dispatch.h"
 #include "engine/ops.h"
 #include "engine/running.h"
@@ -28,8 +29,6 @@ AxisView split_at(const char* op, const Tensor& x, int64_t axis) {
   if (x.numel() == 0) view = {0, view.axis, 1};
   return view;
 }
-
-const float* data_or_null(const Tensor& x) { return x.defined() ? x.data<float>() : nullptr; }
 
 // Labels on the host are checked. Those on another device are not: reading them back would stop the
 // host until the device is done, every step; the kernel makes their rows NaN.

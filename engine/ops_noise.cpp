@@ -10,8 +10,7 @@ namespace {
 
 void check_noise(const char* op, const Tensor& x, float probability) {
   check_real(op, "x", x);
-  GRAFT_CHECK(probability >= 0 && probability <= 1, op, ": expected a probability in 0..1, got ",
-              probability);
+  check_probability(op, probability);
 }
 
 // Identity: shares storage with x, and passes the gradient on as it is.

@@ -9,33 +9,6 @@
 namespace graft {
 namespace {
 
-void check_float(const char* op, const char* what, const Tensor& x) {
-  GRAFT_CHECK(x.defined() && x.dtype() == Dtype::f32, op, ": expected an f32 tensor as ", what,
-              ", got ", x);
-}
-
-// A vector with one number a channel, or undefined where that is allowed.
-void check_channels(const char* op, const char* what, const Tensor& v, int64_t channels,
-                    Device device) {
-  check_float(op, what, v);
-  GRAFT_CHECK(v.shape() == Shape{channels}, op, ": expected ", what, " of shape [", channels,
-              "], one number a channel, got ", v);
-  GRAFT_CHECK(v.device() == device, op, ": x is on ", device, " but ", what, " is on ", v.device(),
-              "; move them together with to()");
-}
-void check_optional(const char* op, const char* what, const Tensor& v, int64_t channels,
-                    Device device) {
-  if (v.defined()) check_channels(op, what, v, channels, device);
-}
-
-const float* data_or_null(const Tensor& x) { return x.defined() ? x.data<float>() : nullptr; }
-
-// A fresh vector for a gradient, if it is needed.
-Tensor grad_vector(bool needed, int64_t size, Device device) {
-  return needed ? Tensor({size}, Dtype::f32, device) : Tensor();
-}
-float* out_or_null(Tensor& x) { return x.defined() ? x.mutable_data<float>() : nullptr; }
-
 Tensor zeros_of(bool needed, const Tensor& like) { return needed ? zeros_like(like) : Tensor(); }
 
 }  // namespace
@@ -49,8 +22,8 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
               x);
   const Device device = x.device();
   const int64_t channels = x.dim(-1), rows = channels == 0 ? 0 : x.numel() / channels;
-  check_optional(kOp, "weight", weight, channels, device);
-  check_optional(kOp, "bias", bias, channels, device);
+  check_channels_or_none(kOp, "weight", weight, channels, device);
+  check_channels_or_none(kOp, "bias", bias, channels, device);
   check_channels(kOp, "running_mean", running_mean, channels, device);
   check_channels(kOp, "running_var", running_var, channels, device);
   if (residual.defined()) {
@@ -136,8 +109,8 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, flo
   GRAFT_CHECK(x.rank() >= 1, kOp, ": expected x with at least 1 dimension, got ", x);
   const Device device = x.device();
   const int64_t c = x.dim(-1), rows = c == 0 ? 0 : x.numel() / c;
-  check_optional(kOp, "weight", weight, c, device);
-  check_optional(kOp, "bias", bias, c, device);
+  check_channels_or_none(kOp, "weight", weight, c, device);
+  check_channels_or_none(kOp, "bias", bias, c, device);
   Tensor y = empty_like(x), stats({rows, 3}, Dtype::f32, device);
   GRAFT_KERNEL(layer_norm, device)
   (y.mutable_data<float>(), stats.mutable_data<float>(), x.data<float>(), data_or_null(weight),
@@ -171,8 +144,8 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
   const int64_t samples = x.dim(0), c = x.dim(-1);
   GRAFT_CHECK(groups > 0 && c % groups == 0, kOp, ": expected groups that divide the ", c,
               " channels, got ", groups);
-  check_optional(kOp, "weight", weight, c, device);
-  check_optional(kOp, "bias", bias, c, device);
+  check_channels_or_none(kOp, "weight", weight, c, device);
+  check_channels_or_none(kOp, "bias", bias, c, device);
   const int64_t spatial = x.numel() == 0 ? 0 : x.numel() / samples / c;
   // With no element there is nothing to normalise, and the gradients below are zeros.
   const int64_t work = spatial == 0 ? 0 : samples;

@@ -25,6 +25,7 @@ namespace cpu {
 namespace avx2 {
 #include "kernels/list/attention.h"
 #include "kernels/list/depthwise.h"
+#include "kernels/list/fused.h"
 #include "kernels/list/image.h"
 #include "kernels/list/loss.h"
 #include "kernels/list/noise.h"
@@ -38,6 +39,7 @@ namespace avx2 {
 namespace avx512 {
 #include "kernels/list/attention.h"
 #include "kernels/list/depthwise.h"
+#include "kernels/list/fused.h"
 #include "kernels/list/image.h"
 #include "kernels/list/loss.h"
 #include "kernels/list/noise.h"
@@ -106,6 +108,10 @@ GRAFT_PICK(pair_loss_grad);
 GRAFT_PICK(loss_sum);
 GRAFT_PICK(dropout);
 GRAFT_PICK(drop_path);
+GRAFT_PICK(bias_gelu_dropout);
+GRAFT_PICK(bias_gelu_dropout_grad);
+GRAFT_PICK(dropout_add_layer_norm);
+GRAFT_PICK(dropout_add_layer_norm_grad);
 GRAFT_PICK(sgd_step);
 GRAFT_PICK(adamw_step);
 GRAFT_PICK(scale_tensors);
@@ -118,6 +124,7 @@ GRAFT_PICK(clip_factor);
 namespace cuda {
 #include "kernels/list/attention.h"
 #include "kernels/list/depthwise.h"
+#include "kernels/list/fused.h"
 #include "kernels/list/image.h"
 #include "kernels/list/library.h"
 #include "kernels/list/loss.h"

@@ -10,28 +10,13 @@
 // thread.
 #include <cstdint>
 
+#include "kernels/cuda/keep.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/pack.cuh"
 #include "kernels/kernels.h"
-#include "kernels/philox.h"
 
 namespace graft::cuda {
 namespace {
-
-// What a kernel needs to know of a probability: u >= p in whole numbers, and the survivors' factor.
-struct Keep {
-  uint32_t threshold;
-  float scale;
-  __device__ float operator()(float x, uint32_t word) const {
-    return word >> 8 >= threshold ? x * scale : 0.0f;
-  }
-};
-Keep keep_of(float probability) {
-  const double scaled = static_cast<double>(probability) * 16777216.0;
-  const auto whole = static_cast<uint32_t>(scaled);
-  return {whole + (static_cast<double>(whole) < scaled ? 1u : 0u),
-          probability < 1 ? 1.0f / (1.0f - probability) : 0.0f};
-}
 
 constexpr int kWords = 4;  // of one Philox call
 

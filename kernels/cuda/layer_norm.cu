@@ -1,7 +1,9 @@
-// Layer normalisation (Ba, Kiros, Hinton 2016) over the last dimension, and its gradient.
+// Layer normalisation (Ba, Kiros, Hinton 2016) over the last dimension, and its gradient; the same
+// of a residual and what dropout leaves of a branch.
 //
 //   y = xhat weight + bias,  xhat = (x - mean) invstd,  h = g weight
 //   dx = invstd (h - mean(h) - xhat mean(h xhat));  dweight = sum g xhat;  dbias = sum g
+//   with a branch: x = residual + keep(branch + its bias);  dbranch = keep(dx)
 //
 // Layout: rows of c numbers, 16 bytes at a time where c is a multiple of a pack and the arrays are
 // aligned, else one by one. A row of up to 1024 floats belongs to a warp, a longer one to a block;
@@ -17,6 +19,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "kernels/cuda/keep.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/pack.cuh"
 #include "kernels/cuda/reduce.cuh"
@@ -72,6 +75,14 @@ struct HeldRow {
       Of::for_packs(c, [&](int p, int64_t j) { packs[p] = load<kWidth>(from + j); });
     }
   }
+  // The row is what make(j) stores there and gives.
+  template <class Make>
+  __device__ HeldRow(const T* row, int64_t c, const Make& make) : from(row) {
+    Of::for_packs(c, [&](int p, int64_t j) {
+      const Pack<T, kWidth> pack = make(j);
+      if constexpr (Of::kPacks > 0) packs[p] = pack;
+    });
+  }
   __device__ Pack<T, kWidth> at(int p, int64_t j) const {
     if constexpr (Of::kPacks > 0) return packs[p];
     return load<kWidth>(from + j);
@@ -87,16 +98,61 @@ __device__ Pack<float, kWidth> load_or(const float* from, int64_t j, float other
   return pack;
 }
 
+// Where x comes from: it stands there; or it is made, and stored for the backward pass.
+struct Stored {
+  const float* x;
+  template <class Of>
+  __device__ HeldRow<float, Of> row(int64_t r, int64_t c) const {
+    return {x + r * c, c};
+  }
+};
+struct Branch {
+  float* sum;
+  const float *x, *bias, *residual;
+  Keep keep;
+  RngKey key;
+  template <class Of>
+  __device__ HeldRow<float, Of> row(int64_t r, int64_t c) const {
+    constexpr int kWidth = Of::kWidth;
+    const RngKey now = resolved(key);
+    return {sum + r * c, c, [&](int64_t j) {
+              const int64_t i = r * c + j;
+              Pack<float, kWidth> pack = load<kWidth>(x + i);
+              const Pack<float, kWidth> b = load_or<kWidth>(bias, j, 0);
+              const Pack<float, kWidth> added = load<kWidth>(residual + i);
+              for (int k = 0; k < kWidth; ++k) pack.v[k] += b.v[k];
+              pack = keep.of(pack, now, i);
+              for (int k = 0; k < kWidth; ++k) pack.v[k] += added.v[k];
+              store(sum + i, pack);
+              return pack;
+            }};
+  }
+};
+// Where dx goes besides: nowhere, or through the branch's dropout.
+struct NoBranch {
+  template <int kWidth>
+  __device__ void operator()(const Pack<float, kWidth>&, int64_t) const {}
+};
+struct BranchGrad {
+  float* dx;
+  Keep keep;
+  RngKey key;
+  template <int kWidth>
+  __device__ void operator()(const Pack<float, kWidth>& dsum, int64_t i) const {
+    store(dx + i, keep.of(dsum, resolved(key), i));
+  }
+};
+
 // The bound of one block a multiprocessor lets the compiler keep a row in registers.
-template <class T, class Of>
+template <class T, class Of, class Source>
 __global__ void __launch_bounds__(Of::kBlockSize, 1)
-    layer_norm_kernel(T* __restrict__ y, float* __restrict__ stats, const T* __restrict__ x,
+    layer_norm_kernel(T* __restrict__ y, float* __restrict__ stats, Source source,
                       const float* __restrict__ weight, const float* __restrict__ bias,
                       int64_t rows, int64_t c, float epsilon) {
   constexpr int kWidth = Of::kWidth;
   const int64_t r = int64_t{blockIdx.x} * Of::kTeams + Of::index();
   if (r >= rows) return;  // whole warps; with a row a block, none
-  const HeldRow<T, Of> row(x + r * c, c);
+  const HeldRow<T, Of> row = source.template row<Of>(r, c);
   const float inverse = 1.0f / static_cast<float>(c);
   float sum = 0;
   Of::for_packs(c, [&](int p, int64_t j) {
@@ -136,12 +192,12 @@ __global__ void __launch_bounds__(Of::kBlockSize, 1)
 
 // A block takes chunk_rows rows, and with kSums leaves their column sums in partial (blocks, 2, c).
 // dx may be null then, and blockIdx.y choose a slab of the columns.
-template <class T, class Of, bool kSums>
+template <class T, class Of, bool kSums, class Besides>
 __global__ void __launch_bounds__(Of::kBlockSize, 1)
     layer_norm_grad_kernel(T* __restrict__ dx, float* __restrict__ partial, const T* __restrict__ g,
                            const T* __restrict__ x, const float* __restrict__ stats,
                            const float* __restrict__ weight, int64_t rows, int64_t c,
-                           int64_t chunk_rows) {
+                           int64_t chunk_rows, Besides besides) {
   constexpr int kWidth = Of::kWidth, kHeld = Of::kPacks > 0 ? Of::kPacks : 1;
   const int64_t first = int64_t{blockIdx.y} * Of::kSpan, width = c - first;
   const int64_t begin = blockIdx.x * chunk_rows;
@@ -179,6 +235,7 @@ __global__ void __launch_bounds__(Of::kBlockSize, 1)
         out.v[k] = static_cast<T>((h - h_mean - xhat_of(px.v[k]) * product_mean) * invstd);
       }
       store(dx + r * c + j, out);
+      besides(out, r * c + j);
     });
   }
   if constexpr (kSums) {
@@ -254,37 +311,36 @@ int64_t summed_rows(int64_t rows) {
   return Of::kTeams * std::clamp<int64_t>(ceil_div(rows, kBlocks * Of::kTeams), 1, kMostRows);
 }
 
-}  // namespace
-
-void layer_norm(float* y, float* stats, const float* x, const float* weight, const float* bias,
-                int64_t rows, int64_t c, float epsilon) {
-  const bool wide = c % kPackWidth<float> == 0 && aligned({y, x, weight, bias});
+template <class Source>
+void launch_layer_norm(const char* op, float* y, float* stats, const Source& source,
+                       const float* weight, const float* bias, bool wide, int64_t rows, int64_t c,
+                       float epsilon) {
   with_team<float>(c, wide, [&]<class Of>(Of) {
-    launch("layer_norm", grid_of(ceil_div(rows, Of::kTeams), Of::kBlockSize), 0,
-           layer_norm_kernel<float, Of>, y, stats, x, weight, bias, rows, c, epsilon);
+    launch(op, grid_of(ceil_div(rows, Of::kTeams), Of::kBlockSize), 0,
+           layer_norm_kernel<float, Of, Source>, y, stats, source, weight, bias, rows, c, epsilon);
   });
 }
 
-void layer_norm_grad(float* dx, float* dweight, float* dbias, const float* g, const float* x,
-                     const float* stats, const float* weight, int64_t rows, int64_t c) {
-  constexpr const char* kOp = "layer_norm_grad";
-  const bool wide = c % kPackWidth<float> == 0 && aligned({dx, g, x, weight});
+template <class Besides>
+void launch_layer_norm_grad(const char* op, float* dx, float* dweight, float* dbias, const float* g,
+                            const float* x, const float* stats, const float* weight, bool wide,
+                            int64_t rows, int64_t c, const Besides& besides) {
   const bool sums = dweight != nullptr || dbias != nullptr;
   const auto rows_only = [&]<class Of>(Of) {
     if (dx == nullptr) return;
-    launch(kOp, grid_of(ceil_div(rows, Of::kTeams), Of::kBlockSize), 0,
-           layer_norm_grad_kernel<float, Of, false>, dx, nullptr, g, x, stats, weight, rows, c,
-           int64_t{Of::kTeams});
+    launch(op, grid_of(ceil_div(rows, Of::kTeams), Of::kBlockSize), 0,
+           layer_norm_grad_kernel<float, Of, false, Besides>, dx, nullptr, g, x, stats, weight,
+           rows, c, int64_t{Of::kTeams}, besides);
   };
   // Of the rows, or of slabs of them.
   const auto with_sums = [&]<class Of>(Of, float* out) {
     const int64_t chunk_rows = summed_rows<Of>(rows), chunks = ceil_div(rows, chunk_rows);
     auto* partial =
-        static_cast<float*>(scratch(kOp, static_cast<size_t>(2 * chunks * c) * sizeof(float)));
-    launch(kOp, grid_of(chunks, Of::kBlockSize, ceil_div(c, Of::kSpan)), 0,
-           layer_norm_grad_kernel<float, Of, true>, out, partial, g, x, stats, weight, rows, c,
-           chunk_rows);
-    launch(kOp, grid_of(ceil_div(2 * c, kSumColumns), kThreads), 0, layer_norm_sums_kernel, dweight,
+        static_cast<float*>(scratch(op, static_cast<size_t>(2 * chunks * c) * sizeof(float)));
+    launch(op, grid_of(chunks, Of::kBlockSize, ceil_div(c, Of::kSpan)), 0,
+           layer_norm_grad_kernel<float, Of, true, Besides>, out, partial, g, x, stats, weight,
+           rows, c, chunk_rows, besides);
+    launch(op, grid_of(ceil_div(2 * c, kSumColumns), kThreads), 0, layer_norm_sums_kernel, dweight,
            dbias, partial, chunks, c);
   };
   with_team<float>(c, wide, [&]<class Of>(Of team) {
@@ -296,6 +352,47 @@ void layer_norm_grad(float* dx, float* dweight, float* dbias, const float* g, co
       with_sums(Team<Of::kWidth, 8, true>{}, static_cast<float*>(nullptr));
     }
   });
+}
+
+bool packs_fit(int64_t c, std::initializer_list<const void*> arrays) {
+  return c % kPackWidth<float> == 0 && aligned(arrays);
+}
+
+}  // namespace
+
+void layer_norm(float* y, float* stats, const float* x, const float* weight, const float* bias,
+                int64_t rows, int64_t c, float epsilon) {
+  launch_layer_norm("layer_norm", y, stats, Stored{x}, weight, bias,
+                    packs_fit(c, {y, x, weight, bias}), rows, c, epsilon);
+}
+
+void layer_norm_grad(float* dx, float* dweight, float* dbias, const float* g, const float* x,
+                     const float* stats, const float* weight, int64_t rows, int64_t c) {
+  launch_layer_norm_grad("layer_norm_grad", dx, dweight, dbias, g, x, stats, weight,
+                         packs_fit(c, {dx, g, x, weight}), rows, c, NoBranch{});
+}
+
+void dropout_add_layer_norm(float* y, float* sum, float* stats, const float* x, const float* bias,
+                            const float* residual, const float* weight, const float* shift,
+                            float probability, RngKey key, int64_t rows, int64_t c, float epsilon) {
+  const Branch branch{sum, x, bias, residual, keep_of(probability), key};
+  launch_layer_norm("dropout_add_layer_norm", y, stats, branch, weight, shift,
+                    packs_fit(c, {y, sum, x, bias, residual, weight, shift}), rows, c, epsilon);
+}
+
+void dropout_add_layer_norm_grad(float* dx, float* dsum, float* dweight, float* dshift,
+                                 const float* g, const float* sum, const float* stats,
+                                 const float* weight, float probability, RngKey key, int64_t rows,
+                                 int64_t c) {
+  constexpr const char* kOp = "dropout_add_layer_norm_grad";
+  const bool wide = packs_fit(c, {dx, dsum, g, sum, weight});
+  if (dx == nullptr) {
+    launch_layer_norm_grad(kOp, dsum, dweight, dshift, g, sum, stats, weight, wide, rows, c,
+                           NoBranch{});
+  } else {
+    launch_layer_norm_grad(kOp, dsum, dweight, dshift, g, sum, stats, weight, wide, rows, c,
+                           BranchGrad{dx, keep_of(probability), key});
+  }
 }
 
 }  // namespace graft::cuda
