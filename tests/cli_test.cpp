@@ -70,7 +70,7 @@ TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdou
       {{"adapt", "--source", data, "--target", data, "--out", out}, "give either --weights"},
       {{"adapt", "--source", data, "--target", data, "--out", out, "--arch", "mlp", "--method",
         "dann_"},
-       "did you mean dann?"},
+       "did you mean dann"},
       {{"adapt", "--source", data, "--target", data, "--out", out, "--arch", "mlp", "--set",
         "wieght=1"},
        "did you mean weight?"},
