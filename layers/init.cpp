@@ -28,4 +28,9 @@ void default_uniform(Tensor& weight, int64_t fan_in, RngKey key) {
   weight.copy_from(uniform(weight.shape(), -bound, bound, key));
 }
 
+void xavier_uniform(Tensor& weight, int64_t fan_in, int64_t fan_out, RngKey key) {
+  const float bound = std::sqrt(6.0f / static_cast<float>(fan_in + fan_out));
+  weight.copy_from(uniform(weight.shape(), -bound, bound, key));
+}
+
 }  // namespace graft

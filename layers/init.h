@@ -15,6 +15,8 @@ void kaiming_normal_fan_out(Tensor& weight, RngKey key);
 // uniform(+-1 / sqrt(fan_in)): what nn.Conv2d and nn.Linear do by default (kaiming_uniform, a =
 // sqrt 5).
 void default_uniform(Tensor& weight, int64_t fan_in, RngKey key);
+// uniform(+-sqrt(6 / (fan_in + fan_out))): Glorot and Bengio 2010.
+void xavier_uniform(Tensor& weight, int64_t fan_in, int64_t fan_out, RngKey key);
 int64_t fan_in_of(const Tensor& weight);
 
 }  // namespace graft

@@ -8,9 +8,9 @@
 // group) and B one of 1 x 1 behind it, which is the same as adding (alpha / rank) B A to W. So
 // after training W + (alpha / rank) B A is an ordinary weight, and the model as fast as before.
 //
-// Attention projections are Linear layers and adapted as such. An adapter stands only where it has
-// fewer values than the weight: depthwise convolutions get none, nor do small layers at a high
-// rank.
+// Attention (attention.h) has its projections adapted, which are Linear layers. An adapter stands
+// only where it has fewer values than the weight: depthwise convolutions get none, nor do small
+// layers at a high rank.
 #pragma once
 
 #include <string>

@@ -9,6 +9,7 @@
 #include "engine/io/weights.h"
 #include "engine/rng.h"
 #include "kernels/error.h"
+#include "layers/attention.h"
 #include "layers/conv.h"
 #include "layers/linear.h"
 #include "layers/models/zoo.h"
@@ -197,28 +198,6 @@ TEST_CASE(
   }
 }
 
-// Self-attention of four linear layers, as every transformer has it.
-class Attention : public Module {
- public:
-  Attention() {
-    child("q", q_);
-    child("k", k_);
-    child("v", v_);
-    child("out", out_);
-  }
-  Tensor forward(const Tensor& x) override {  // (n, tokens, 16)
-    const auto heads = [&](const Tensor& y) {
-      return permute(reshape(y, {x.dim(0), x.dim(1), 2, 8}), {0, 2, 1, 3});
-    };
-    const Tensor mixed = scaled_dot_product_attention(heads(q_(x)), heads(k_(x)), heads(v_(x)));
-    return out_(reshape(permute(mixed, {0, 2, 1, 3}), x.shape()));
-  }
-
- private:
-  Linear q_{16, 16, RngKey{1}}, k_{16, 16, RngKey{2}}, v_{16, 16, RngKey{3}},
-      out_{16, 16, RngKey{4}};
-};
-
 // Both ways in inference mode, and that the guard leaves no trace.
 void check_merges(Module& model, const Tensor& x, double tolerance) {
   model.eval();
@@ -264,10 +243,10 @@ TEST_CASE("merged equals unmerged: layers, attention, whole models") {
     check_merges(*make_layer(l), input_of(l, kSide), 1e-6);
   }
   {
-    Attention attention;
-    const AttachedAdapters attached =
-        attach_adapters(attention, {.rank = 3, .alpha = 6, .layers = {"q", "v"}}, {}, {9});
-    CHECK(attached.layers == std::vector<std::string>{"q", "v"});
+    MultiheadAttention attention(16, 2, RngKey{1});
+    const AttachedAdapters attached = attach_adapters(
+        attention, {.rank = 3, .alpha = 6, .layers = {"q_proj", "v_proj"}}, {}, {9});
+    CHECK(attached.layers == std::vector<std::string>{"q_proj", "v_proj"});
     CHECK(attached.values == 2 * 3 * (16 + 16));
     fill_adapters(attention);
     attention.to(device);

@@ -8,7 +8,9 @@
 
 #include "engine/autograd.h"
 #include "layers/linear.h"
+#include "layers/models/families.h"
 #include "layers/norm.h"
+#include "layers/transformer.h"
 #include "tests/support/hashed_weights.h"
 #include "tests/support/test_device.h"
 
@@ -160,6 +162,50 @@ TEST_CASE("a Sequential within a block ends before the sum") {
   CHECK(difference(out.output(), add(inner.output(), in.output())) < 1e-6);
   CHECK(difference(expanded.output(), relu6(expanded_bn.output())) == 0);
   CHECK(same_bits(all.output(), last.output()));
+}
+
+namespace {
+
+// A small ViT: patches of 4 x 4 pixels, one block with its norms last, the mean of the tokens.
+class Patches : public HeadedModel {
+ public:
+  Patches() : HeadedModel({.classes = 4}, 8, 0.0f, "fc", "conv") {
+    child("conv", conv_);
+    child("block", block_);
+    child("fc", head_);
+    add_stage("patches", {&conv_}, [this](const Tensor& x) {
+      return reshape(conv_(x), {x.dim(0), x.dim(1) * x.dim(2) / 16, 8});
+    });
+    add_stage("block", block_);
+    add_stage("mean", {}, [](const Tensor& x) { return mean(x, {1}); });
+  }
+  void initialise(RngKey) override {}
+
+ private:
+  Conv2d conv_{3, 8, {.kernel = 4, .stride = 4}};
+  TransformerBlock block_{{.width = 8, .heads = 2, .hidden = 16, .norm_first = false}};
+};
+
+}  // namespace
+
+TEST_CASE("inside a transformer's block, whose norms are fused with the sums before them") {
+  Patches model;
+  test::fill_with_hashed_weights(model, {});
+  model.to(test_device());
+  Tap in(model, "conv"), attention(model, "block.self_attn"), norm1(model, "block.norm1");
+  Tap value(model, "block.self_attn.v_proj"), wide(model, "block.linear1");
+  Tap narrow(model, "block.linear2"), norm2(model, "block.norm2"), block(model, "block");
+  const NoGrad guard;
+  model.forward(images(2, 16));
+  CHECK(value.output().shape() == Shape{2, 16, 8});
+  auto& first = module_of<LayerNorm>(model, "block.norm1");
+  auto& second = module_of<LayerNorm>(model, "block.norm2");
+  const Tensor tokens = reshape(in.output(), {2, 16, 8});
+  CHECK(difference(norm1.output(), first.forward(add(tokens, attention.output()))) < 1e-5);
+  CHECK(difference(norm2.output(), second.forward(add(norm1.output(), narrow.output()))) < 1e-5);
+  CHECK(difference(narrow.output(),
+                   module_of<Linear>(model, "block.linear2").forward(gelu(wide.output()))) < 1e-5);
+  CHECK(same_bits(block.output(), norm2.output()));
 }
 
 TEST_CASE("taps agree in inference and training, and a step with them is the same step") {

@@ -37,12 +37,13 @@ Number number_of(const WeightFile& file, const char* key) {
 }
 
 // Gives every layer whose adapter the file holds one.
-int64_t add_adapters(Module& model, const WeightFile& file, const LoraOptions& lora) {
+int64_t add_adapters(Module& model, const WeightFile& file, const LoraOptions& lora,
+                     const std::string& source) {
   int64_t count = 0;
   for (const auto& [name, module] : model.named_modules()) {
     auto* layer = dynamic_cast<AdaptedLayer*>(module);
     if (layer == nullptr || file.find(name + kSuffixA) == nullptr) continue;
-    GRAFT_CHECK(lora.rank <= layer->largest_rank(), name, kSuffixA,
+    GRAFT_CHECK(lora.rank <= layer->largest_rank(), source, ": ", name, kSuffixA,
                 ": an adapter of this layer has "
                 "a rank of at most ",
                 layer->largest_rank(), ", but the file says ", lora.rank);
@@ -89,20 +90,34 @@ DeltaCard delta_card_of(const WeightFile& file) {
   return card;
 }
 
+int64_t load_delta(Module& model, const WeightFile& delta, const WeightFile& base,
+                   const std::string& source) {
+  LoraOptions lora;
+  try {
+    lora = delta_card_of(delta).lora;
+  } catch (const Error& error) {
+    fail(source, ": ", error.what());
+  }
+  const int64_t adapters = add_adapters(model, delta, lora, source);
+  StateDict state;
+  for (const FileTensor& entry : delta.tensors) state[entry.name] = entry.tensor;
+  for (const FileTensor& entry : base.tensors) state.emplace(entry.name, entry.tensor);
+  model.load_strict(state, source);
+  return adapters;
+}
+
 MergedDelta merge_delta(const std::filesystem::path& base, const std::filesystem::path& delta,
                         const std::filesystem::path& out, bool overwrite) {
   GRAFT_CHECK(overwrite || !std::filesystem::exists(out), out.string(),
               ": is there already; replace it with --force, or choose another name");
   const WeightFile changes = read_safetensors(delta);
   MergedDelta merged;
-  StateDict state;
   std::unique_ptr<ImageModel> model;
   try {
     merged.card = delta_card_of(changes);
     const ModelCard& card = merged.card.model;
     model = make_blank_model(card.architecture,
                              {.classes = card.classes, .in_channels = card.in_channels});
-    merged.adapters = add_adapters(*model, changes, merged.card.lora);
   } catch (const Error& error) {
     fail(delta.string(), ": ", error.what());
   }
@@ -110,11 +125,9 @@ MergedDelta merge_delta(const std::filesystem::path& base, const std::filesystem
   GRAFT_CHECK(hash == merged.card.base_sha256, delta.string(), ": was trained on ",
               merged.card.base, " with SHA-256 ", merged.card.base_sha256, ", but ", base.string(),
               " has ", hash, "; give the weights that the run was started with");
-  for (const FileTensor& entry : changes.tensors) state[entry.name] = entry.tensor;
-  merged.replaced = static_cast<int64_t>(state.size()) - 2 * merged.adapters;
-  for (const FileTensor& entry : read_weights(base).tensors)
-    state.emplace(entry.name, entry.tensor);
-  model->load_strict(state, text(delta.string(), " on ", base.string()));
+  merged.adapters =
+      load_delta(*model, changes, read_weights(base), text(delta.string(), " on ", base.string()));
+  merged.replaced = static_cast<int64_t>(changes.tensors.size()) - 2 * merged.adapters;
   write_safetensors(out, merged_state_dict(*model), to_metadata(merged.card.model));
   merged.output_sha256 = sha256_hex(out);
   return merged;

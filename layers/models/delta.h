@@ -29,6 +29,13 @@ bool is_delta(const WeightFile& file);
 // Throws when a key is missing or malformed.
 DeltaCard delta_card_of(const WeightFile& file);
 
+// Makes `model`, which has no adapters, what `delta` makes of `base`, with the adapters beside the
+// weights; returns how many layers have one. Knows no architecture, so it serves modules that are
+// not of the zoo. Throws with `source` when the tensors do not fit. Does not look at the base's
+// hash.
+int64_t load_delta(Module& model, const WeightFile& delta, const WeightFile& base,
+                   const std::string& source);
+
 struct MergedDelta {
   DeltaCard card;
   int64_t adapters = 0, replaced = 0;  // layers with an adapter, and tensors that came in full
