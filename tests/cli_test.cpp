@@ -300,59 +300,6 @@ TEST_CASE(
         0);
 }
 
-TEST_CASE(
-    "experiment solar: tables, a curve, nothing run twice, and a word where the data are not") {
-  const TemporaryFolder folder;
-  const std::string out = (folder / "out").string(), data = (folder / "elpv").string();
-  const std::vector<std::string> command{
-      "experiment", "solar",   "--data",  data, "--weights",    trained(), "--out",
-      out,          "--quick", "--steps", "2",  "--image-size", "16"};
-  const Outcome nothing = graft_program(command);
-  CHECK(nothing.code == 1);
-  CHECK(contains(nothing.err, "tools/fetch elpv"));
-  CHECK_FALSE(fs::exists(out));
-  testing::write_stripes(folder / "elpv", 24, 16, 9);
-  {
-    std::ofstream list(folder / "elpv" / "labels.csv");
-    for (int i = 0; i < 48; ++i) {
-      list << (i % 2 ? "down" : "across") << "/picture" << i / 2 << ".png  " << i % 2 << ".0   "
-           << (i < 24 ? "mono" : "poly") << "\n";
-    }
-  }
-  const Outcome first = graft_program(command);
-  CAPTURE(first.err);
-  REQUIRE(first.code == 0);
-  for (const char* part : {"fine-tuning - scratch", "judged on poly", "from the other type"}) {
-    CHECK(contains(first.out, part));
-  }
-  CHECK(contains(file_bytes(folder / "out" / "curve.svg"), "scratch"));
-  CHECK(contains(file_bytes(folder / "out" / "fine-tuning-25-seed1.json"), "balanced_accuracy"));
-  CHECK_FALSE(fs::exists(folder / "out" / "fine-tuning-25-seed1"));
-
-  // What is there is not run again; what is not, is, with the same result.
-  const std::string known = file_bytes(folder / "out" / "mono-to-poly-seed1.json");
-  fs::remove(folder / "out" / "mono-to-poly-seed1.json");
-  std::ofstream(folder / "out" / "scratch-5-seed0.json")
-      << R"({"labels": 2, "steps": 2, "scores": {"cells": {"accuracy": 0.125, "balanced_accuracy": 0.0625}}})";
-  std::vector<std::string> as_json = command;
-  as_json.push_back("--json");
-  const Outcome second = graft_program(as_json);
-  REQUIRE(second.code == 0);
-  CHECK(file_bytes(folder / "out" / "mono-to-poly-seed1.json") == known);
-  const std::vector<json> lines = json_lines(second.out);
-  REQUIRE(lines.size() == 3 + 2 + 2);
-  CHECK(lines[0]["scratch"]["balanced_accuracy"][0] == 0.0625);
-  CHECK(lines[0]["labels"] == 2);
-  CHECK(lines[2]["labels"] == 36);
-  CHECK(lines[2]["gain_over_frozen"]["low"] <= lines[2]["gain_over_frozen"]["high"]);
-  CHECK(lines[5]["from"] == "mono");
-  // Other settings are another experiment.
-  std::vector<std::string> other = command;
-  other.insert(other.end(), {"--cells", "40"});
-  CHECK(contains(graft_program(other).err, "--force"));
-  CHECK(contains(graft_program({"experiment", "solar"}).err, "--data"));
-}
-
 TEST_CASE("predict answers for every readable picture and fails for the others") {
   const std::string good = pictures() / "down" / "picture0.png";
   const Outcome outcome = graft_program(

@@ -6,6 +6,8 @@
 
 namespace graft {
 
+void add_amazon(CLI::App& experiment);
+void add_moons(CLI::App& experiment);
 void add_solar(CLI::App& experiment);
 
 }  // namespace graft

@@ -8,8 +8,9 @@
 #include "tools/chart.h"
 #include "tools/command.h"
 #include "tools/experiments/experiments.h"
+#include "tools/experiments/numbers.h"
+#include "tools/experiments/reporter.h"
 #include "tools/experiments/solar_runs.h"
-#include "tools/progress.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
 #include "transfer/measure/statistics.h"
@@ -31,24 +32,6 @@ const std::pair<SolarArm, const char*> kArms[] = {{SolarArm::scratch, "scratch"}
                                                   {SolarArm::fine_tuning, "fine-tuning"}};
 const std::pair<const char*, const char*> kTypes[] = {{"mono", "poly"}, {"poly", "mono"}};
 
-class Reporter : public Observer {
- public:
-  void start(const std::string& job, size_t number, size_t jobs) {
-    job_ = text("run ", number, "/", jobs, " ", job);
-  }
-  void progress(const Progress& now) override {
-    bar_.show(static_cast<double>(now.done) / static_cast<double>(now.total), job_, "");
-  }
-  bool stop_requested() override { return stop_signal() != 0; }
-  void done(const std::string& line) { bar_.line(line); }
-  void clear() { bar_.clear(); }
-
- private:
-  std::string job_;
-  ProgressBar bar_;
-};
-
-std::string percent(double part) { return fixed(part * 100, 1); }
 std::string part_name(double part) { return text(std::lround(part * 100)); }
 
 // Every run of the experiment, sources before those that start from them.
@@ -127,14 +110,6 @@ class Results {
   int64_t seeds_;
   std::map<std::string, SolarResult> by_job_;
 };
-
-std::string points(const Interval& gain) {
-  const auto sign = [](double x) { return (x < 0 ? "" : "+") + percent(x); };
-  return text(sign(gain.value), " (", sign(gain.low), " to ", sign(gain.high), ")");
-}
-Json as_json(const Interval& gain) {
-  return {{"value", gain.value}, {"low", gain.low}, {"high", gain.high}};
-}
 
 Chart value_curve(const SolarSettings& settings, const Results& results) {
   Chart chart;
@@ -261,19 +236,14 @@ void run_solar(const Options& options) {
   catch_stop_signals();
   const SolarSettings settings = settings_of(options);
   const ImageDataset cells = read_cells(settings.data, settings.cells);
-  keep_settings(settings, options.force);
+  const ResultsFolder folder = open_results(settings, options.force);
   Results results(settings.seeds);
-  Reporter reporter;
+  ExperimentReporter reporter;
   const std::vector<SolarJob> jobs = jobs_of(settings, cells);
   for (const SolarJob& job : jobs) {
     reporter.start(job.name, results.size() + 1, jobs.size());
-    const std::optional<SolarResult> result = run_job(settings, cells, job, reporter);
-    if (!result) {
-      reporter.clear();
-      std::cerr << "stopped; " << results.size() << " of " << jobs.size()
-                << " runs are finished and saved. The same command continues.\n";
-      throw Exit{stopped_exit_code()};
-    }
+    const std::optional<SolarResult> result = run_job(settings, folder, cells, job, reporter);
+    if (!result) reporter.stopped(results.size(), jobs.size());
     std::string line = text(job.name, ": ", result->labels, " labels, ", result->steps, " steps");
     for (const auto& [test, score] : result->scores) {
       line += text(", ", test, " ", percent(score.balanced_accuracy), " %");

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "engine/io/weights.h"
@@ -23,9 +22,6 @@ constexpr const char* kHelp =
     "; get the photographs with tools/fetch elpv (90 MB, CC BY-NC-SA 4.0), which prints the folder "
     "to give as --data";
 
-fs::path result_of(const SolarSettings& settings, const std::string& job) {
-  return settings.out / (job + ".json");
-}
 RunFolder folder_of(const SolarSettings& settings, const std::string& job) {
   return {settings.out / job};
 }
@@ -123,36 +119,27 @@ std::optional<SolarScore> judge(const SolarSettings& settings, const fs::path& w
   return SolarScore{metrics.accuracy, metrics.balanced_accuracy};
 }
 
-std::string read_text(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream all;
-  all << file.rdbuf();
-  GRAFT_CHECK(file.good(), path.string(), ": cannot be read");
-  return all.str();
-}
-
-SolarResult read_result(const fs::path& path) {
+SolarResult result_of(const ResultsFolder& results, const std::string& job, const Json& json) {
   SolarResult result;
   try {
-    const Json json = Json::parse(read_text(path));
     result.labels = json.at("labels");
     result.steps = json.at("steps");
     for (const auto& [name, score] : json.at("scores").items()) {
       result.scores[name] = {score.at("accuracy"), score.at("balanced_accuracy")};
     }
   } catch (const Json::exception& error) {
-    fail(path.string(), ": is damaged: ", error.what(), "; remove it, and its run is repeated");
+    results.fail_damaged(job, error.what());
   }
   return result;
 }
 
-void write_result(const fs::path& path, const SolarResult& result) {
+Json to_json(const SolarResult& result) {
   Json json{{"labels", result.labels}, {"steps", result.steps}};
   for (const auto& [name, score] : result.scores) {
     json["scores"][name] = {{"accuracy", score.accuracy},
                             {"balanced_accuracy", score.balanced_accuracy}};
   }
-  write_file_atomically(path, json.dump(2) + "\n");
+  return json;
 }
 
 }  // namespace
@@ -244,10 +231,10 @@ fs::path weights_of(const SolarSettings& settings, const std::string& job) {
   return folder_of(settings, job).best();
 }
 
-std::optional<SolarResult> run_job(const SolarSettings& settings, const ImageDataset& cells,
-                                   const SolarJob& job, Observer& observer) {
-  const fs::path file = result_of(settings, job.name);
-  if (fs::exists(file)) return read_result(file);
+std::optional<SolarResult> run_job(const SolarSettings& settings, const ResultsFolder& results,
+                                   const ImageDataset& cells, const SolarJob& job,
+                                   Observer& observer) {
+  if (const auto known = results.find(job.name)) return result_of(results, job.name, *known);
   const FinetuneOptions options = options_of(settings, job);
   const RunFolder folder = folder_of(settings, job.name);
   FinetuneResult trained;
@@ -270,49 +257,25 @@ std::optional<SolarResult> run_job(const SolarSettings& settings, const ImageDat
     if (!score) return std::nullopt;
     result.scores[name] = *score;
   }
-  write_result(file, result);
+  results.keep(job.name, to_json(result));
   fs::remove(options.data);
   if (!job.keep) folder.remove_run();
   return result;
 }
 
-void keep_settings(const SolarSettings& settings, bool overwrite) {
-  Json json{{"experiment", "solar"},
-            {"weights_sha256", sha256_hex(settings.weights)},
-            {"labels_sha256", sha256_hex(settings.data / "labels.csv")},
-            {"fractions", settings.fractions},
-            {"few", settings.few},
-            {"epochs", settings.epochs},
-            {"least_steps", settings.least_steps},
-            {"batch", settings.batch},
-            {"image_size", settings.image_size},
-            {"cells", settings.cells}};
-  const std::string wanted = json.dump(2) + "\n";
-  const fs::path path = settings.out / "config.json";
-  if (fs::exists(path) && !overwrite) {
-    GRAFT_CHECK(read_text(path) == wanted, settings.out.string(),
-                ": holds an experiment with other settings, data or weights (config.json); choose "
-                "another --out, or replace it with --force");
-    return;
-  }
-  if (fs::exists(path)) {
-    GRAFT_CHECK(Json::parse(read_text(path), nullptr, false).value("experiment", "") == "solar",
-                settings.out.string(),
-                ": holds something else than this experiment; choose another "
-                "--out");
-    for (const fs::directory_entry& entry : fs::directory_iterator(settings.out)) {
-      if (entry.is_directory()) {
-        RunFolder{entry.path()}.remove_run();
-      } else if (entry.path().extension() == ".json" || entry.path().extension() == ".csv") {
-        fs::remove(entry.path());
-      }
-    }
-  }
-  std::error_code failed;
-  fs::create_directories(settings.out, failed);
-  GRAFT_CHECK(!failed, settings.out.string(), ": the folder cannot be made: ", failed.message(),
-              "; choose another --out");
-  write_file_atomically(path, wanted);
+ResultsFolder open_results(const SolarSettings& settings, bool overwrite) {
+  return {settings.out,
+          {{"experiment", "solar"},
+           {"weights_sha256", sha256_hex(settings.weights)},
+           {"labels_sha256", sha256_hex(settings.data / "labels.csv")},
+           {"fractions", settings.fractions},
+           {"few", settings.few},
+           {"epochs", settings.epochs},
+           {"least_steps", settings.least_steps},
+           {"batch", settings.batch},
+           {"image_size", settings.image_size},
+           {"cells", settings.cells}},
+          overwrite};
 }
 
 }  // namespace graft

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 
+#include "tools/experiments/results_folder.h"
 #include "transfer/finetune.h"
 
 namespace graft {
@@ -62,12 +63,13 @@ struct SolarResult {
 
 // The result of a finished job from its file, else trains, judges and writes it; a run under way is
 // continued. None: a stop was requested.
-std::optional<SolarResult> run_job(const SolarSettings& settings, const ImageDataset& cells,
-                                   const SolarJob& job, Observer& observer);
+std::optional<SolarResult> run_job(const SolarSettings& settings, const ResultsFolder& results,
+                                   const ImageDataset& cells, const SolarJob& job,
+                                   Observer& observer);
 // Where a job with `keep` leaves its weights.
 std::filesystem::path weights_of(const SolarSettings& settings, const std::string& job);
 
-// Writes the settings into settings.out, or checks that they are those that it was made with.
-void keep_settings(const SolarSettings& settings, bool overwrite);
+// settings.out, see ResultsFolder.
+ResultsFolder open_results(const SolarSettings& settings, bool overwrite);
 
 }  // namespace graft

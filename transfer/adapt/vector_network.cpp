@@ -8,7 +8,8 @@ namespace {
 
 class VectorNetwork : public HeadedModel {
  public:
-  VectorNetwork(int64_t inputs, const std::vector<int64_t>& hidden, int64_t classes)
+  VectorNetwork(int64_t inputs, const std::vector<int64_t>& hidden, int64_t classes,
+                HiddenUnits units)
       : HeadedModel({.classes = classes, .in_channels = 1}, hidden.back(), 0.0f, "fc", "fc1") {
     int64_t width = inputs;
     for (size_t i = 0; i < hidden.size(); ++i) {
@@ -16,7 +17,10 @@ class VectorNetwork : public HeadedModel {
       const std::string name = text("fc", i + 1);
       child(name, std::static_pointer_cast<Module>(layers_.back()));
       Linear* layer = layers_.back().get();
-      add_stage(name, {layer}, [layer](const Tensor& x) { return relu((*layer)(x)); });
+      add_stage(name, {layer}, [layer, units](const Tensor& x) {
+        const Tensor y = (*layer)(x);
+        return units == HiddenUnits::relu ? relu(y) : sigmoid(y);
+      });
       width = hidden[i];
     }
     child("fc", head_);
@@ -34,9 +38,9 @@ class VectorNetwork : public HeadedModel {
 }  // namespace
 
 std::unique_ptr<ImageModel> make_vector_network(int64_t inputs, const std::vector<int64_t>& hidden,
-                                                int64_t classes, RngKey key) {
+                                                int64_t classes, RngKey key, HiddenUnits units) {
   GRAFT_CHECK(!hidden.empty(), "vector network: expected at least one hidden layer");
-  auto network = std::make_unique<VectorNetwork>(inputs, hidden, classes);
+  auto network = std::make_unique<VectorNetwork>(inputs, hidden, classes, units);
   network->initialise(key);
   return network;
 }
