@@ -323,6 +323,16 @@ TEST_CASE("an option that is not there, out of range or no number is refused by 
   CHECK(contains(settings("weight=two"), "expected a number"));
   CHECK(contains(settings("weight"), "expected NAME=VALUE"));
   CHECK(contains(settings("placement=feature"), "did you mean features?"));
+  for (const char* name : {"dan", "jan"}) {
+    const MethodInfo& family = adapt_method(name);
+    const auto kernels = [&](const std::string& given) {
+      return error_of([&] { MethodSettings(name, family.options, {given}); });
+    };
+    CHECK(kernels("kernels=7").empty());
+    for (const char* wrong : {"kernels=4", "kernels=2.5"}) {
+      CHECK(contains(kernels(wrong), "option kernels: expected an odd number"));
+    }
+  }
   CHECK(contains(error_of([] { adapt_method("dan_n"); }), "did you mean"));
   CHECK(adapt_method("dann").name == "dann");
 }

@@ -10,6 +10,7 @@
 #include "engine/io/weights.h"
 #include "kernels/device.h"
 #include "kernels/error.h"
+#include "tests/support/lost_device.h"
 #include "tests/support/pictures.h"
 #include "tests/support/test_device.h"
 #include "transfer/evaluation.h"
@@ -208,15 +209,6 @@ TEST_CASE("a crash between two files repeats the lost steps") {
   check_same_run(folder / "whole", options.out);
 }
 
-// Loses the device in the middle of a step, counted in batches and then in CUDA calls.
-struct LoseDevice : Observer {
-  LoseDevice(int64_t batches, int64_t calls) : left(batches), nth_call(calls) {}
-  void progress(const Progress&) override {
-    if (--left == 0) cuda::lose_simulated_device(nth_call);
-  }
-  int64_t left, nth_call;
-};
-
 TEST_CASE("a lost device is one message, and the resumed run ends with the same bytes") {
   if (test::test_device().is_cpu() || !cuda::is_simulated()) return;
   const TemporaryFolder folder;
@@ -227,7 +219,7 @@ TEST_CASE("a lost device is one message, and the resumed run ends with the same 
   for (const int64_t nth_call : {1, 40}) {
     CAPTURE(nth_call);
     options.out = folder / ("lost" + std::to_string(nth_call));
-    LoseDevice observer(3, nth_call);
+    test::LoseDevice<Observer> observer(3, nth_call);
     std::string message;
     try {
       finetune(options, observer);

@@ -8,17 +8,6 @@
 #include "transfer/training_loop.h"
 
 namespace graft {
-namespace {
-
-// For a handler: throws what went wrong, and that the run can go on from its last save.
-[[noreturn]] void fail_resumably(const std::exception& error, const RunFolder& folder) {
-  if (dynamic_cast<const Error*>(&error) == nullptr) throw;
-  const std::string what = error.what(), path = folder.path.string();
-  fail(what, what.ends_with('.') ? " " : ". ", path,
-       " holds the run as last saved; continue it with: graft finetune --resume ", path);
-}
-
-}  // namespace
 
 FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
   const RunFolder folder{options.out};
@@ -45,7 +34,7 @@ FinetuneResult finetune(const FinetuneOptions& options, Observer& observer) {
   } catch (const std::exception& error) {
     // Nothing was learnt yet: leave no run that blocks the next try.
     if (keeps && !loop.has_trained()) folder.remove_run();
-    if (keeps && loop.has_trained()) fail_resumably(error, folder);
+    if (keeps && loop.has_trained()) fail_resumably(error, "finetune", folder.path);
     throw;
   }
 }
@@ -127,7 +116,7 @@ FinetuneResult resume(const std::filesystem::path& path, const ResumeOptions& ch
   try {
     return TrainingLoop(std::move(run), observer).run();
   } catch (const std::exception& error) {
-    fail_resumably(error, folder);
+    fail_resumably(error, "finetune", folder.path);
   }
 }
 

@@ -97,6 +97,18 @@ void RunFolder::remove_leftovers() const {
   }
 }
 
+void fail_resumably(const std::exception& error, const std::string& command,
+                    const fs::path& folder) {
+  if (dynamic_cast<const Error*>(&error) == nullptr) throw;
+  const auto* within = dynamic_cast<const ResumableError*>(&error);
+  const std::string cause = within != nullptr ? within->cause() : error.what();
+  const std::string path = folder.string();
+  throw ResumableError(
+      text(cause, cause.ends_with('.') ? " " : ". ", path,
+           " holds the run as last saved; continue it with: graft ", command, " --resume ", path),
+      cause);
+}
+
 std::string to_json(const EpochReport& report) {
   Json line;
   line["epoch"] = report.epoch;

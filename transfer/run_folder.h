@@ -15,12 +15,14 @@
 // numbers and writes the same bytes again.
 #pragma once
 
+#include <exception>
 #include <filesystem>
 #include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "kernels/error.h"
 #include "layers/models/zoo.h"
 #include "transfer/freeze_proof.h"
 #include "transfer/options.h"
@@ -48,6 +50,21 @@ struct RunFolder {
   // Removes the temporary files of writes that a crash cut short.
   void remove_leftovers() const;
 };
+
+// What ended a run that goes on from its last save: the cause, and the command that continues it.
+class ResumableError : public Error {
+ public:
+  ResumableError(const std::string& what, std::string cause)
+      : Error(what), cause_(std::move(cause)) {}
+  const std::string& cause() const { return cause_; }
+
+ private:
+  std::string cause_;
+};
+// For a handler: throws the error with `graft COMMAND --resume FOLDER` at its end, in the place of
+// the command of a run within the folder. What is no Error is thrown as it is.
+[[noreturn]] void fail_resumably(const std::exception& error, const std::string& command,
+                                 const std::filesystem::path& folder);
 
 // One line of metrics.jsonl.
 struct EpochReport {

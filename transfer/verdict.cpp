@@ -253,6 +253,15 @@ class Judge {
   VerdictObserver& observer_;
 };
 
+// Whatever ends a verdict under way, an arm's run among it, ends with the verdict's own command.
+Verdict judge_resumably(const VerdictOptions& options, VerdictObserver& observer) {
+  try {
+    return Judge(options, observer).run();
+  } catch (const std::exception& error) {
+    fail_resumably(error, "verdict", options.recipe.out);
+  }
+}
+
 }  // namespace
 
 std::string name_of(Arm arm) {
@@ -282,7 +291,7 @@ Verdict judge_transfer(const VerdictOptions& options, VerdictObserver& observer)
   GRAFT_CHECK(!failed, folder.path.string(), ": the folder cannot be made: ", failed.message(),
               "; choose another --out");
   write_config(folder, {options, data.sha256, sha256_hex(recipe.weights), omp_get_max_threads()});
-  return Judge(options, observer).run();
+  return judge_resumably(options, observer);
 }
 
 Verdict continue_verdict(const fs::path& out, const VerdictChanges& changes,
@@ -307,7 +316,7 @@ Verdict continue_verdict(const fs::path& out, const VerdictChanges& changes,
               "verdict");
   check_data(options, data);
   write_config(folder, config);
-  return Judge(options, observer).run();
+  return judge_resumably(options, observer);
 }
 
 StoredVerdict read_verdict(const fs::path& out) {

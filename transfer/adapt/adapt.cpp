@@ -105,9 +105,10 @@ AdaptResult adapt(const AdaptOptions& given, AdaptObserver& observer) {
   }
   try {
     return trainer.run();
-  } catch (const std::exception&) {
+  } catch (const std::exception& error) {
     // Nothing was learnt yet: leave no run that blocks the next try.
     if (keeps && !trainer.has_trained()) folder.remove_run();
+    if (keeps && trainer.has_trained()) fail_resumably(error, "adapt", folder.path);
     throw;
   }
 }
@@ -143,11 +144,19 @@ AdaptResult resume_adapt(const std::filesystem::path& path, std::optional<Device
   set_blank(run);
   run.model = run.blank();
   run.reports = read_adapt_metrics(folder, run.state.epoch);
+  run.proofs = read_freeze_proofs(folder);
+  GRAFT_CHECK(run.proofs.size() == 1, folder.freeze_proof().string(), ": holds ", run.proofs.size(),
+              " phases, expected 1; start the run again with --force");
   open_batches(run, source, target);
   observer.message(run.state.finished ? text("the run is finished: ", run.state.epoch, " epochs")
                                       : text("continuing in epoch ", run.state.epoch + 1,
                                              " after step ", run.state.step));
-  return AdaptTrainer(std::move(run), observer).run();
+  AdaptTrainer trainer(std::move(run), observer);  // throws where what is frozen has moved
+  try {
+    return trainer.run();
+  } catch (const std::exception& error) {
+    fail_resumably(error, "adapt", folder.path);
+  }
 }
 
 }  // namespace graft

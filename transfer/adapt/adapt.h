@@ -21,7 +21,7 @@ AdaptResult adapt(const AdaptOptions& options, AdaptObserver& observer);
 
 // Continues an interrupted run to the same files as if it had not been interrupted, given as many
 // threads as before. device: where to go on; that of the run when not given. A finished run is
-// returned as it is. Throws when the data is not what it was.
+// returned as it is. Throws when the data or the frozen weights are not what they were.
 AdaptResult resume_adapt(const std::filesystem::path& run, std::optional<Device> device,
                          AdaptObserver& observer);
 

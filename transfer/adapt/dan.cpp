@@ -40,7 +40,7 @@ class Dan : public AdaptMethod {
 MethodInfo dan_method() {
   MethodInfo info{"dan", "multi-kernel mean discrepancy (Long et al. 2015)", {}};
   info.options = {{"weight", "1", "of the discrepancy", 0, 1000},
-                  {"kernels", "5", "bandwidths, a factor of 2 apart", 1, 31},
+                  {"kernels", "5", "bandwidths, a factor of 2 apart; odd", 1, 31, {}, true},
                   {"gamma", "0", "steepness of the weight's ramp; 0: no ramp", 0, 1000}};
   info.make = [](const MethodSettings& settings, const MethodContext&) {
     return std::make_unique<Dan>(settings);

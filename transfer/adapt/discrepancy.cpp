@@ -62,6 +62,7 @@ void check_rows(const char* what, const Tensor& x) {
 }  // namespace
 
 KernelScales kernel_family(int64_t count) {
+  GRAFT_CHECK(count >= 1 && count % 2 == 1, "kernel_family: expected an odd count, got ", count);
   KernelScales family;
   for (int64_t k = -(count / 2); k <= count / 2; ++k) {
     family.scales.push_back(std::ldexp(1.0f, static_cast<int>(k)));

@@ -16,7 +16,9 @@ struct DomainBatches {
 };
 
 // Batches without end: a loader that is through starts its next epoch, whatever the other one
-// does. Where it stands is a function of the step alone, so a resumed run needs no state.
+// does. The batch of a step is a function of the step alone, so a resumed run needs no state: that
+// place in that epoch, or where no image there can be read, the next one of the epoch that has
+// some.
 class EndlessBatches {
  public:
   EndlessBatches(Batches& batches, Device device) : batches_(batches), feed_(batches, device) {}
@@ -26,7 +28,7 @@ class EndlessBatches {
  private:
   Batches& batches_;
   DeviceBatches feed_;
-  int64_t next_ = -1, epoch_ = 0;
+  int64_t next_ = -1;  // the step whose batch comes next from the feed; -1: none
 };
 
 }  // namespace graft

@@ -42,10 +42,11 @@ class Jan : public AdaptMethod {
 
 MethodInfo jan_method() {
   MethodInfo info{"jan", "joint discrepancy of features and predictions (Long et al. 2017)", {}};
-  info.options = {{"weight", "1", "of the discrepancy", 0, 1000},
-                  {"kernels", "5", "bandwidths over features, a factor of 2 apart", 1, 31},
-                  {"sigma", "0.92", "bandwidth over predictions", 1e-3, 1000},
-                  {"gamma", "10", "steepness of the weight's ramp; 0: no ramp", 0, 1000}};
+  info.options = {
+      {"weight", "1", "of the discrepancy", 0, 1000},
+      {"kernels", "5", "bandwidths over features, a factor of 2 apart; odd", 1, 31, {}, true},
+      {"sigma", "0.92", "bandwidth over predictions", 1e-3, 1000},
+      {"gamma", "10", "steepness of the weight's ramp; 0: no ramp", 0, 1000}};
   info.make = [](const MethodSettings& settings, const MethodContext&) {
     return std::make_unique<Jan>(settings);
   };

@@ -18,6 +18,8 @@ double number_of(const std::string& method, const MethodOption& option) {
               option.name, ": expected a number, got \"", option.value, "\"");
   GRAFT_CHECK(value >= option.least && value <= option.most, method, ": option ", option.name,
               ": expected ", option.least, " to ", option.most, ", got ", option.value);
+  GRAFT_CHECK(!option.odd || std::fmod(value, 2) == 1, method, ": option ", option.name,
+              ": expected an odd number, got ", option.value);
   return value;
 }
 

@@ -26,6 +26,7 @@ struct MethodOption {
   std::string about;                   // one line for people
   double least = 0, most = 1e6;        // of a number
   std::vector<std::string> allowed{};  // of a word; empty: the value is a number
+  bool odd = false;                    // a number that must be whole and odd
 };
 
 // Values for options of one method: its defaults, changed by what the user set.

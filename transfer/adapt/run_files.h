@@ -1,4 +1,4 @@
-// The files of an adaptation: those of a fine-tuning run (run_folder.h) without plan and proof,
+// The files of an adaptation: those of a fine-tuning run (run_folder.h) without the plan,
 // written in the same order, the state last.
 #pragma once
 

@@ -107,7 +107,20 @@ AdaptTrainer::AdaptTrainer(AdaptRun run, AdaptObserver& observer)
   if (info_.uses_target) {
     target_ = std::make_unique<EndlessBatches>(*run_.data.target_train, options.device);
   }
+  const bool resumed = !run_.tensors.empty();
   load_tensors();
+  begin_proof(resumed);
+}
+
+// A resumed run starts with what was frozen as it was at the first step.
+void AdaptTrainer::begin_proof(bool resumed) {
+  const std::vector<NamedTensor> frozen = frozen_tensors(*run_.model, phase_);
+  if (resumed) {
+    FreezeProof proof = run_.proofs.at(0);
+    verify_frozen(proof, frozen);
+  } else {
+    run_.proofs = {hash_frozen(phase_.name, frozen)};
+  }
 }
 
 void AdaptTrainer::make_method() {
@@ -189,6 +202,7 @@ AdaptResult AdaptTrainer::run() {
       save();
       return result(true);
     }
+    if (state.finished) verify_frozen(run_.proofs[0], frozen_tensors(*run_.model, phase_));
     if (state.finished || seconds_since(last_save_) >= kLeastSecondsBetweenSaves) save();
   }
   if (best_.empty() && state.best_epoch > 0 && keeps) {
@@ -352,6 +366,7 @@ void AdaptTrainer::save() {
   for (size_t part = 0; part < optimizers_.size(); ++part) {
     if (optimizers_[part]) keep(text("optimizer/", kPartNames[part]), optimizers_[part]->state());
   }
+  write_freeze_proofs(folder, run_.proofs);
   write_adapt_state(folder, run_.state, tensors, run_.card);
 }
 
@@ -368,6 +383,7 @@ AdaptResult AdaptTrainer::result(bool interrupted) {
   result.best_epoch = run_.state.best_epoch;
   result.steps = run_.state.step;
   result.interrupted = interrupted;
+  result.proof = run_.proofs[0];
   return result;
 }
 

@@ -65,6 +65,7 @@ struct AdaptRun {
   ModelCard card;                        // written beside the weights
   std::vector<AdaptReport> reports;
   AdaptState state;
+  std::vector<FreezeProof> proofs;  // one; of a resumed run, what its file says
   // Of a resumed run: "model/...", "extra/...", "source_norm/...", "optimizer/PART/...".
   std::map<std::string, Tensor> tensors;
 };
@@ -75,6 +76,7 @@ struct AdaptResult {
   std::vector<AdaptReport> epochs;
   int64_t best_epoch = 0, steps = 0;
   bool interrupted = false, stopped_early = false;
+  FreezeProof proof;  // of what the whole run declares frozen
   const AdaptReport* best() const {
     return best_epoch > 0 ? &epochs[static_cast<size_t>(best_epoch - 1)] : nullptr;
   }
@@ -94,6 +96,7 @@ class AdaptTrainer {
   void make_method();
   void make_optimizers();
   void load_tensors();
+  void begin_proof(bool resumed);
   int64_t steps_per_epoch() const;
   bool train_epoch();  // false: a stop was requested
   void train_step();
