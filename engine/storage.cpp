@@ -75,9 +75,8 @@ class Allocator {
         allocations_until_failure.load() > 0 && allocations_until_failure.fetch_sub(1) == 1;
     if (data == nullptr || injected) {
       if (data != nullptr) give_back(data, size, pool);
-      fail("out of memory on ", device_, RunningOp::where(), ": ", bytes, " bytes wanted, ",
-           stats_.in_use, " in use by tensors, ", stats_.cached, " cached.", taken_elsewhere(),
-           " Try a smaller batch, a smaller image size or a smaller model.");
+      fail("out of memory on ", device_, RunningOp::where(), ": ", bytes, " bytes wanted", held(),
+           ". Try a smaller batch, a smaller image size or a smaller model.");
     }
     stats_.in_use += size;
     stats_.peak_in_use = std::max(stats_.peak_in_use, stats_.in_use);
@@ -114,6 +113,12 @@ class Allocator {
   void release_all_cached() {
     std::lock_guard lock(mutex_);
     release_cached();
+  }
+  // Releases what is kept for reuse; who holds the rest.
+  std::string make_room() {
+    std::lock_guard lock(mutex_);
+    release_cached();
+    return held();
   }
 
   void open(MemoryPool::State* pool) {
@@ -152,14 +157,15 @@ class Allocator {
     if (data != nullptr && large) madvise(data, size, MADV_HUGEPAGE);
     return data;
   }
-  // For the message: memory that is not this allocator's.
-  std::string taken_elsewhere() const {
-    if (device_.is_cpu()) return "";
+  // For the message: who has the memory.
+  std::string held() const {
+    const std::string ours =
+        text(", ", stats_.in_use, " in use by tensors, ", stats_.cached, " cached");
+    if (device_.is_cpu()) return ours;
     const auto [total, free] = cuda::memory(device_.index);
-    const size_t ours = stats_.in_use + stats_.cached;
-    return text(" Of the device's ", total, " bytes ", free, " are free; ",
-                total - std::min(total, free + ours),
-                " are with the CUDA context, temporary results and other programs.");
+    return text(ours, ". Of the device's ", total, " bytes ", free, " are free; ",
+                total - std::min(total, free + stats_.in_use + stats_.cached),
+                " are with the CUDA context, temporary results and other programs");
   }
   void discard(void* data) {
     if (!device_.is_cpu()) {
@@ -220,7 +226,12 @@ Allocator& allocator(Device device) {
   if (device.is_cpu()) return *cpu;
   std::lock_guard lock(mutex);
   Allocator*& found = (*all)[{static_cast<int>(device.kind), device.index}];
-  if (found == nullptr) found = new Allocator(device);
+  if (found == nullptr) {
+    found = new Allocator(device);
+    cuda::set_make_room([](int index) {
+      return allocator({Device::Kind::cuda, index}).make_room();
+    });
+  }
   return *found;
 }
 Allocator& pinned_allocator() {

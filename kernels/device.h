@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "kernels/types.h"
 
@@ -22,7 +23,12 @@ struct DeviceMemory {
 DeviceMemory memory(int device);
 // Never throws: when the device is lost its memory is gone anyway.
 void release(void* data, int device);
-// Blocking copy between any two devices or the host.
+// What to do when there is no memory for temporary results: release what is kept for reuse, and say
+// in a sentence or two who holds the rest. The owner of the device's other memory sets it.
+using MakeRoom = std::string (*)(int device);
+void set_make_room(MakeRoom make_room);
+// Copy between any two devices or the host, in the order of the device's work. The host has what it
+// is given when the call returns; what it gives may be changed then, unless it is pinned memory.
 void copy(void* target, Device target_device, const void* source, Device source_device,
           size_t bytes);
 void fill_bytes(void* target, int value, size_t bytes, int device);
@@ -71,6 +77,8 @@ void set_thread_order(ThreadOrder order, uint64_t seed = 0);
 // The CUDA call with this number, counting from 1 now, and all after it find a simulated device
 // lost.
 void lose_simulated_device(int64_t nth_call);
+// A simulated device has this many bytes besides what is in use now; 0: as many as it began with.
+void limit_simulated_memory(size_t bytes);
 // Plugs a simulated device in again after an error that would have ended a real one's context.
 void reset_simulated_device();
 

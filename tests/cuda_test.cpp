@@ -10,6 +10,7 @@
 #include "engine/ops.h"
 #include "engine/step_graph.h"
 #include "engine/upload.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/device.h"
 
 namespace {
@@ -89,6 +90,33 @@ TEST_CASE("memory that the device lacks is refused with what there is and who ha
                        Error);
   CHECK_THROWS_WITH_AS(too_much(), doctest::Contains("other programs. Try a smaller batch"), Error);
   CHECK(held.to_vector<float>() == std::vector<float>(1000, 1.0f));
+}
+
+TEST_CASE("temporary results may have the memory of freed tensors") {
+  if (skip("temporary results without memory")) return;
+  if (!cuda::is_simulated()) return;  // a real one's memory takes long to fill
+  constexpr size_t kMiB = size_t{1} << 20;
+  release_cached_memory(kGpu);
+  cuda::limit_simulated_memory(64 * kMiB);
+  const Tensor held = Tensor::zeros({int64_t{8} << 20}, Dtype::u8, kGpu);
+  (void)Tensor::zeros({int64_t{48} << 20}, Dtype::u8, kGpu);
+  CHECK(memory_stats(kGpu).cached >= 48 * kMiB);
+  CHECK(cuda::scratch("softmax", 50 * kMiB) != nullptr);
+  CHECK(memory_stats(kGpu).cached == 0);
+  const std::string in_use =
+      std::to_string(memory_stats(kGpu).in_use) + " in use by tensors, 0 cached";
+  try {
+    cuda::scratch("softmax", 200 * kMiB);
+    FAIL("there is no such memory");
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    CAPTURE(message);
+    CHECK(message.starts_with(
+        "softmax: out of memory on cuda:0: 209715200 bytes wanted for temporary"));
+    CHECK(message.find(in_use) != std::string::npos);
+    CHECK(message.find("other programs. Try a smaller batch") != std::string::npos);
+  }
+  cuda::limit_simulated_memory(0);
 }
 
 TEST_CASE("pointwise kernels, aligned and not, agree with formulas in double") {

@@ -437,6 +437,16 @@ TEST_CASE("memory that runs out") {
   simt::set_device_memory_limit(limit);
 }
 
+TEST_CASE("a grid that CUDA cannot have is refused, not cut") {
+  const FreshDevice device;
+  grid_of(0, 5);
+  grid_of(3, 65535);
+  check(cudaDeviceSynchronize(), "grid");
+  CHECK_THROWS_WITH_AS(grid_of((int64_t{1} << 32) + 1, 1),
+                       Contains("bytes: 4294967297 x 1 blocks are more than a CUDA grid"), Error);
+  CHECK_THROWS_WITH_AS(grid_of(1, 65536), Contains("bytes: 1 x 65536 blocks"), Error);
+}
+
 TEST_CASE("errors on request") {
   const FreshDevice device;
   void* data = nullptr;

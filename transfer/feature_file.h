@@ -1,8 +1,7 @@
 // Features of labelled images in files, for other programs and for `graft probe`:
 //
-//   X.safetensors   tensors "features" (n, ...), f32, and "labels" (n), i64; classes, images and
-//   what
-//                   the features are of in its metadata
+//   X.safetensors   tensors "features" (n, ...), f32, and "labels" (n), i64; in its metadata the
+//                   classes, the images and what the features are of
 //   X.npy           the features; X.labels.npy, X.classes.txt and X.paths.txt beside it
 #pragma once
 

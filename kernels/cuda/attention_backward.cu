@@ -250,15 +250,15 @@ void attention_backward(const AttentionGrad<float>& grad, const AttentionInputs<
   const bool wide = wide_rows(in) && aligned({grad.g, grad.dq, grad.dk, grad.dv});
   with_attention_dim(std::max(in.depth, in.width), [&](auto dim) {
     using Shape = Backward<dim()>;
-    const auto blocks = [&](TileOf of) {
-      return dim3(static_cast<unsigned>(attention_tiles(in, of, Shape::kResident)));
+    const auto tiles = [&](TileOf of) -> Grid {
+      return {attention_tiles(in, of, Shape::kResident), kAttentionThreads};
     };
     if (grad.dq != nullptr || grad.dscores != nullptr) {
-      launch(kOp, {blocks(TileOf::queries), dim3(kAttentionThreads)}, kBackwardBytes<Shape>,
+      launch(kOp, tiles(TileOf::queries), kBackwardBytes<Shape>,
              attention_grad_queries_kernel<Shape, float>, grad, in, wide);
     }
     if (grad.dk != nullptr || grad.dv != nullptr) {
-      launch(kOp, {blocks(TileOf::keys), dim3(kAttentionThreads)}, kBackwardBytes<Shape>,
+      launch(kOp, tiles(TileOf::keys), kBackwardBytes<Shape>,
              attention_grad_keys_kernel<Shape, float>, grad, in, wide);
     }
   });

@@ -143,10 +143,9 @@ void attention_forward(float* y, float* log_sum_exp, const AttentionInputs<float
   const bool wide = wide_rows(in) && aligned({y});
   with_attention_dim(std::max(in.depth, in.width), [&](auto dim) {
     using Shape = Forward<dim()>;
-    const auto blocks =
-        static_cast<unsigned>(attention_tiles(in, TileOf::queries, Shape::kResident));
-    launch("attention_forward", {dim3(blocks), dim3(kAttentionThreads)}, kForwardBytes<Shape>,
-           attention_forward_kernel<Shape, float>, y, log_sum_exp, in, wide);
+    launch("attention_forward",
+           {attention_tiles(in, TileOf::queries, Shape::kResident), kAttentionThreads},
+           kForwardBytes<Shape>, attention_forward_kernel<Shape, float>, y, log_sum_exp, in, wide);
   });
 }
 

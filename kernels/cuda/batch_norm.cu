@@ -1,24 +1,21 @@
-// Batch normalisation (Ioffe and Szegedy 2015) with a fused residual and
-// activation, and its gradient.
+// Batch normalisation (Ioffe and Szegedy 2015) with a fused residual and activation, and its
+// gradient.
 //
-//   y  = act(xhat weight + bias + residual),  xhat = (x - mean) invstd
-//   dz = g act'(z);  dbias = sum dz;  dweight = sum dz xhat
-//   dx = weight invstd (dz - mean(dz) - xhat mean(dz xhat)),  or weight invstd
-//   dz when frozen
+//   y  = act(z),  z = xhat weight + bias + residual,  xhat = (x - mean) invstd
+//   dz = g act'(z),  dbias = sum dz,  dweight = sum dz xhat
+//   dx = weight invstd (dz - mean(dz) - xhat mean(dz xhat));    frozen:  dx = weight invstd dz
 //
-// Layout: x is (rows, channels), f32 or bf16, NHWC seen as a matrix; 16 bytes at a time
-// where the channels are a multiple of a pack and the arrays aligned, else one
-// by one (columns.cuh). Memory-bound: x is read twice forward, x and g twice
-// backward, once when frozen.
+// Layout: x is (rows, channels), f32 or bf16, NHWC seen as a matrix; 16 bytes at a time where the
+// channels are a multiple of a pack and the arrays aligned, else one by one (columns.cuh).
+// Memory-bound: x is read twice forward, x and g twice backward, once when frozen.
 //
-// The activation's mask is made again from x, with the forward pass's own
-// arithmetic, so that y need not be read; with a residual, or when a frozen
-// layer needs nothing else of x, it comes from y.
+// The activation's mask is made again from x, with the forward pass's own arithmetic, so that y
+// need not be read; with a residual, or when a frozen layer needs nothing else of x, it comes from
+// y.
 //
-// Numerics: variance by shifted f32 sums over a thread's rows, merged in
-// double; the mean's rounding error is kept and corrected for, so that mean 1e4
-// with deviation 1 is harmless. Deterministic: rows are cut by shape alone and
-// partial results merged in a fixed order.
+// Numerics: variance by shifted f32 sums over a thread's rows, merged in double; the mean's
+// rounding error is kept and corrected for, so that mean 1e4 with deviation 1 is harmless.
+// Deterministic: rows are cut by shape alone and partial results merged in a fixed order.
 #include <limits>
 #include <type_traits>
 

@@ -1,6 +1,7 @@
 // Conversion between element types: element.h. Layout: contiguous; a thread moves 16 bytes of the
-// wider type at a time where both arrays are aligned to 16 bytes, else one element. Elementwise,
-// hence deterministic; the same bits as on the CPU.
+// wider type at a time where both arrays are aligned to 16 bytes, else one element.
+// Numerics: to bf16 rounds to nearest, ties to even. The same bits as on the CPU but for NaN, of
+// which the GPU's instruction makes 0x7FFF whatever it was. Elementwise, hence deterministic.
 #include <cstdint>
 
 #include "kernels/cuda/launch.cuh"

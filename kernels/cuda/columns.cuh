@@ -31,9 +31,7 @@ struct ColumnCut {
   int chunk_rows = 1;
   int64_t tiles = 0, chunks = 0;  // chunks of one sample
 
-  Grid grid() const {
-    return {dim3(static_cast<unsigned>(samples * chunks), static_cast<unsigned>(tiles)), kThreads};
-  }
+  Grid grid() const { return {samples * chunks, kThreads, tiles}; }
   // Two numbers a column for every chunk: what the reductions leave.
   int64_t partials() const { return 2 * samples * chunks * channels; }
 };
@@ -362,9 +360,7 @@ void launch_column_affine(const char* op, T* y, const T* x, const T* residual,
 // The kernels that merge partial results run blocks of 64 lanes for 4 neighbours (columns or groups
 // of columns), so that 32 bytes are read together.
 constexpr int kNeighbours = 4;
-inline Grid neighbour_grid(int64_t items) {
-  return {static_cast<unsigned>((items + kNeighbours - 1) / kNeighbours), kThreads};
-}
+inline Grid neighbour_grid(int64_t items) { return {(items + kNeighbours - 1) / kNeighbours}; }
 __device__ inline int64_t neighbour() {
   return int64_t{blockIdx.x} * kNeighbours + threadIdx.x % kNeighbours;
 }

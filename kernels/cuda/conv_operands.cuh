@@ -1,6 +1,6 @@
-// A convolution's images, filters and gradients as the matrices of gemm.cuh. T: float, or uint16_t
-// for bf16. Batches of products
-// are the groups; a patch is what one output pixel sees, taps by channels.
+// A convolution's images, filters and gradients as the matrices of gemm.cuh. Batches of products
+// are the groups; a patch is what one output pixel sees, taps by channels. T: float, or uint16_t
+// for bf16.
 #pragma once
 
 #include <cstdint>

@@ -192,16 +192,15 @@ template <class Term>
 void sum(const char* op, float* out, const Term& term, int64_t n, double scale,
          const float* divisor) {
   if (n <= kBlockTerms) {
-    launch(op, Grid{dim3{1}}, 0, sum_kernel<Term>, out, nullptr, term, n, kBlockTerms, scale,
-           divisor);
+    launch(op, Grid{1}, 0, sum_kernel<Term>, out, nullptr, term, n, kBlockTerms, scale, divisor);
     return;
   }
   const int64_t blocks = (n + kBlockTerms - 1) / kBlockTerms;
   auto* partial = static_cast<double*>(scratch(op, static_cast<size_t>(blocks) * sizeof(double)));
   launch(op, grid_of_blocks(blocks), 0, sum_kernel<Term>, out, partial, term, n, kBlockTerms, scale,
          divisor);
-  launch(op, Grid{dim3{1}}, 0, sum_kernel<Partial>, out, nullptr, Partial{partial}, blocks, blocks,
-         scale, divisor);
+  launch(op, Grid{1}, 0, sum_kernel<Partial>, out, nullptr, Partial{partial}, blocks, blocks, scale,
+         divisor);
 }
 
 template <class F, int kWidth>

@@ -206,8 +206,8 @@ void convolve(const char* op, const ConvShape& s, const Finish& finish, T* to, c
   const bool tiled = visit_filter(s, [&]<int K, int S>() {
     const Tiling tiling(work, kTransposed, kTileRows<S, kTransposed>);
     const int64_t blocks = (tiling.tiles.count + kSlots<W> - 1) / kSlots<W>;
-    const Grid grid{dim3(static_cast<unsigned>(blocks * channel_blocks(work.channels)))};
-    launch(op, grid, 0, tiled_kernel<T, K, S, kTransposed, W>, tiling, finish, to, from, weight);
+    launch(op, {blocks * channel_blocks(work.channels)}, 0, tiled_kernel<T, K, S, kTransposed, W>,
+           tiling, finish, to, from, weight);
   });
   if (tiled) return;
   const int64_t pixels = work.batch * work.rows.to * work.columns.to;

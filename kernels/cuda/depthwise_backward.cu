@@ -181,7 +181,7 @@ void depthwise_backward_weight(const ConvShape& s, float* dw, ConstReals x, Cons
     parts = parts_of(items, blocks);
     partial = static_cast<float*>(
         scratch(kOp, sizeof(float) * static_cast<size_t>(parts * taps * channels)));
-    return {dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(parts)), kThreads};
+    return {blocks, kThreads, parts};
   };
   const bool tiled = visit_filter(s, [&]<int K, int S>() {
     constexpr int kWide = K == 3 ? 4 : 2;
@@ -203,8 +203,8 @@ void depthwise_backward_weight(const ConvShape& s, float* dw, ConstReals x, Cons
       launch(kOp, grid, 0, any_kernel<T>, s, partial, x.as<T>(), g.as<T>());
     });
   }
-  const Grid grid{dim3(static_cast<unsigned>(across * taps)), kPartWarps * 32};
-  launch(kOp, grid, 0, sum_parts_kernel, dw, partial, parts, taps, channels);
+  launch(kOp, {across * taps, kPartWarps * 32}, 0, sum_parts_kernel, dw, partial, parts, taps,
+         channels);
 }
 
 }  // namespace graft::cuda

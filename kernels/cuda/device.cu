@@ -1,10 +1,15 @@
 // Device memory and copies. A machine without a driver or a device reports 0 devices and can run
 // everything on the CPU; only a request for device memory is an error there.
 #include <algorithm>
+#include <mutex>
+#include <string>
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/scratch.h"
 #include "kernels/device.h"
+#ifdef GRAFT_SIMT
+#include "kernels/simt/memory.h"
+#endif
 
 namespace graft::cuda {
 
@@ -62,6 +67,13 @@ void lose_simulated_device([[maybe_unused]] int64_t nth_call) {
 #endif
 }
 
+void limit_simulated_memory([[maybe_unused]] size_t bytes) {
+#ifdef GRAFT_SIMT
+  static const size_t all = simt::device_memory_limit();
+  simt::set_device_memory_limit(bytes == 0 ? all : simt::device_bytes_in_use() + bytes);
+#endif
+}
+
 void reset_simulated_device() {
 #ifdef GRAFT_SIMT
   simt::reset_device();
@@ -107,6 +119,18 @@ void fill_bytes(void* target, int value, size_t bytes, int) {
   check(cudaMemsetAsync(target, value, bytes, stream()), "fill");
 }
 
+namespace {
+
+std::mutex make_room_mutex;
+MakeRoom make_room = nullptr;
+
+}  // namespace
+
+void set_make_room(MakeRoom function) {
+  const std::lock_guard lock(make_room_mutex);
+  make_room = function;
+}
+
 void* scratch(const char* op, size_t bytes) {
   thread_local void* block = nullptr;
   thread_local size_t size = 0;
@@ -115,8 +139,17 @@ void* scratch(const char* op, size_t bytes) {
     // small.
     const size_t wanted = std::max(bytes, 2 * size);
     void* grown = allocate(wanted, 0);
-    GRAFT_CHECK(grown != nullptr, op, ": out of memory on cuda:0: ", wanted,
-                " bytes wanted for temporary results. Try a smaller batch.");
+    if (grown == nullptr) {
+      const MakeRoom make = [] {
+        const std::lock_guard lock(make_room_mutex);
+        return make_room;
+      }();
+      const std::string held = make == nullptr ? "" : make(0);
+      grown = allocate(wanted, 0);
+      GRAFT_CHECK(grown != nullptr, op, ": out of memory on cuda:0: ", wanted,
+                  " bytes wanted for temporary results", held,
+                  ". Try a smaller batch, a smaller image size or a smaller model.");
+    }
     block = grown;
     size = wanted;
   }
@@ -222,7 +255,14 @@ Grid grid_for(int64_t items, unsigned threads) {
   return grid_of_blocks((items + threads - 1) / threads, threads);
 }
 Grid grid_of_blocks(int64_t items, unsigned threads) {
-  return {static_cast<unsigned>(std::min(items, most_threads() / threads)), threads};
+  return {std::min(items, most_threads() / threads), threads};
+}
+dim3 grid_size(const char* op, const Grid& grid) {
+  constexpr int64_t kMost = INT32_MAX, kMostY = 65535;
+  GRAFT_CHECK(grid.blocks <= kMost && grid.blocks_y <= kMostY, op, ": ", grid.blocks, " x ",
+              grid.blocks_y, " blocks are more than a CUDA grid can have (", kMost, " x ", kMostY,
+              "). Try a smaller batch.");
+  return dim3(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.blocks_y));
 }
 
 }  // namespace graft::cuda

@@ -68,9 +68,7 @@ void drop_path(float* y, const float* x, float probability, RngKey key, int64_t 
   constexpr const char* kOp = "drop_path";
   constexpr int kWide = kPackWidth<float>;
   const int64_t spans = (width + kSpan - 1) / kSpan;
-  GRAFT_CHECK(rows * spans <= INT32_MAX, kOp, ": ", rows, " rows of ", width,
-              " are more than a grid can have");
-  const Grid grid{static_cast<unsigned>(rows * spans), kThreads};
+  const Grid grid{rows * spans};
   if (width % kWide == 0 && aligned({y, x})) {
     launch(kOp, grid, 0, drop_path_kernel<float, kWide>, y, x, keep_of(probability), key, spans,
            width);

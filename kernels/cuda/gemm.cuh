@@ -356,7 +356,7 @@ Grid gemm_grid(const char* op, const GemmCut& cut) {
   GRAFT_CHECK(blocks <= INT32_MAX && cut.k <= INT32_MAX, op, ": a product of ", cut.batch, " x (",
               cut.m, " x ", cut.k, ") (", cut.k, " x ", cut.n,
               ") is too large for one grid; split the batch");
-  return {dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads)};
+  return {blocks, Tile::kThreads};
 }
 
 // The second pass, where there is one.

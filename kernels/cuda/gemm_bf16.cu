@@ -2,7 +2,7 @@
 //
 // Layout: row-major, either operand transposed or shared by the batch. 16-byte copies want operands
 // aligned to 16 bytes and 8 that divides their innermost size. Numerics: f32 sums, one rounding to
-// y's type.
+// y's type. Determinism: tile and cut of k by the shape alone; the chunks' sums are added in order.
 #include "kernels/cuda/gemm_bf16.cuh"
 #include "kernels/cuda/gemm_bf16.h"
 #include "kernels/cuda/scratch.h"

@@ -1,18 +1,15 @@
 // Group normalisation (Wu and He 2018), and its gradient. Within one sample:
 //
-//   y = xhat weight + bias,  xhat = (x - mean) invstd,  mean and invstd of the
-//   channel's group dx = invstd (h - mean(h) - xhat mean(h xhat)),  h = g
-//   weight, means over the group dweight = sum g xhat and dbias = sum g over
-//   samples and positions
+//   y = xhat weight + bias,  xhat = (x - mean) invstd;    mean, invstd: of the channel's group
+//   dx = invstd (h - mean(h) - xhat mean(h xhat)),  h = g weight;    means over the group
+//   dweight = sum g xhat,  dbias = sum g;    over samples and positions
 //
-// Layout: x is (samples, spatial, channels), channels last; a group is channels
-// / groups neighbours. Sums are taken column by column within each sample, as
-// in batch-norm (columns.cuh), and then over a group's channels. Memory-bound:
-// x is read twice forward, x and g twice backward.
+// Layout: x is (samples, spatial, channels), channels last; a group is channels / groups
+// neighbours. Sums are taken column by column within each sample, as in batch-norm (columns.cuh),
+// and then over a group's channels. Memory-bound: x is read twice forward, x and g twice backward.
 //
-// Numerics: as batch-norm: shifted f32 sums over a thread's rows, double
-// across. Deterministic: the cut depends on the shape alone, and partial
-// results are merged in a fixed order.
+// Numerics: as batch-norm: shifted f32 sums over a thread's rows, double across. Deterministic: the
+// cut depends on the shape alone, and partial results are merged in a fixed order.
 #include "kernels/cuda/columns.cuh"
 #include "kernels/cuda/scratch.h"
 #include "kernels/kernels.h"

@@ -40,21 +40,14 @@ __global__ void render_kernel(T* y, ImageBatch batch) {
   }
 }
 
-Grid grid_of_rows(const char* op, int64_t images, int64_t rows) {
-  GRAFT_CHECK(images * rows <= INT32_MAX, op, ": ", images, " pictures of ", rows,
-              " rows are more than a grid can have");
-  return {static_cast<unsigned>(images * rows), kThreads};
-}
-
 }  // namespace
 
 void render_images(const ImageBatch& batch, Reals y) {
   constexpr const char* kOp = "render_images";
-  launch(kOp, grid_of_rows(kOp, batch.images, batch.most_between_rows), 0, between_kernel, batch);
+  launch(kOp, {batch.images * batch.most_between_rows}, 0, between_kernel, batch);
   visit_real(y.dtype, [&](auto tag) {
     using T = decltype(tag);
-    launch(kOp, grid_of_rows(kOp, batch.images, batch.height), 0, render_kernel<T>, y.as<T>(),
-           batch);
+    launch(kOp, {batch.images * batch.height}, 0, render_kernel<T>, y.as<T>(), batch);
   });
 }
 

@@ -17,8 +17,12 @@ cudaStream_t stream();
 
 constexpr unsigned kThreads = 256;
 
+// blocks x blocks_y blocks of `threads`. Counts are what they are: launch() says when CUDA has no
+// grid that large.
 struct Grid {
-  dim3 blocks{0}, threads{kThreads};
+  int64_t blocks = 0;
+  unsigned threads = kThreads;
+  int64_t blocks_y = 1;
 };
 
 // Blocks of `threads` for `items` independent items, one a thread. The grid is capped at 16 blocks
@@ -38,11 +42,15 @@ GRAFT_SIMT_PLAIN void invoke(void (*kernel)(Params...), const std::tuple<Params.
 }  // namespace detail
 #endif
 
+// The grid as CUDA counts; throws Error where it is too large.
+dim3 grid_size(const char* op, const Grid& grid);
+
 // shared_bytes: dynamic shared memory; more than 48 KiB is asked for here as CUDA wants it.
 template <class... Params, class... Args>
 void launch(const char* op, Grid grid, size_t shared_bytes, void (*kernel)(Params...),
             const Args&... args) {
-  if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;  // CUDA refuses these
+  if (grid.blocks == 0 || grid.blocks_y == 0) return;  // CUDA refuses these
+  const dim3 blocks = grid_size(op, grid);
   if (shared_bytes > size_t{48} << 10) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),
@@ -57,14 +65,14 @@ void launch(const char* op, Grid grid, size_t shared_bytes, void (*kernel)(Param
       detail::invoke(self->kernel, self->params, std::index_sequence_for<Params...>{});
     }
   };
-  simt::enqueue_launch({op, grid.blocks, grid.threads, shared_bytes, &Call::invoke,
+  simt::enqueue_launch({op, blocks, dim3(grid.threads), shared_bytes, &Call::invoke,
                         std::make_shared<const Call>(
                             Call{kernel, std::tuple<Params...>(static_cast<Params>(args)...)}),
                         reinterpret_cast<const void*>(kernel)},
                        stream());
 #else
   // clang-format off
-  kernel<<<grid.blocks, grid.threads, shared_bytes, stream()>>>(static_cast<Params>(args)...);
+  kernel<<<blocks, grid.threads, shared_bytes, stream()>>>(static_cast<Params>(args)...);
   // clang-format on
 #endif
   check(cudaGetLastError(), op);

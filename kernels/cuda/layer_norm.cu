@@ -296,11 +296,6 @@ void with_team(int64_t c, bool wide, const Use& use) {
   use(Team<1, 0, true>{});
 }
 
-Grid grid_of(int64_t blocks, int threads, int64_t slabs = 1) {
-  return {dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(slabs)),
-          static_cast<unsigned>(threads)};
-}
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Rows of a block that leaves partial sums: as many blocks as are resident on a large GPU, few
@@ -316,7 +311,7 @@ void launch_layer_norm(const char* op, float* y, float* stats, const Source& sou
                        const float* weight, const float* bias, bool wide, int64_t rows, int64_t c,
                        float epsilon) {
   with_team<float>(c, wide, [&]<class Of>(Of) {
-    launch(op, grid_of(ceil_div(rows, Of::kTeams), Of::kBlockSize), 0,
+    launch(op, {ceil_div(rows, Of::kTeams), Of::kBlockSize}, 0,
            layer_norm_kernel<float, Of, Source>, y, stats, source, weight, bias, rows, c, epsilon);
   });
 }
@@ -328,7 +323,7 @@ void launch_layer_norm_grad(const char* op, float* dx, float* dweight, float* db
   const bool sums = dweight != nullptr || dbias != nullptr;
   const auto rows_only = [&]<class Of>(Of) {
     if (dx == nullptr) return;
-    launch(op, grid_of(ceil_div(rows, Of::kTeams), Of::kBlockSize), 0,
+    launch(op, {ceil_div(rows, Of::kTeams), Of::kBlockSize}, 0,
            layer_norm_grad_kernel<float, Of, false, Besides>, dx, nullptr, g, x, stats, weight,
            rows, c, int64_t{Of::kTeams}, besides);
   };
@@ -337,11 +332,11 @@ void launch_layer_norm_grad(const char* op, float* dx, float* dweight, float* db
     const int64_t chunk_rows = summed_rows<Of>(rows), chunks = ceil_div(rows, chunk_rows);
     auto* partial =
         static_cast<float*>(scratch(op, static_cast<size_t>(2 * chunks * c) * sizeof(float)));
-    launch(op, grid_of(chunks, Of::kBlockSize, ceil_div(c, Of::kSpan)), 0,
+    launch(op, {chunks, Of::kBlockSize, ceil_div(c, Of::kSpan)}, 0,
            layer_norm_grad_kernel<float, Of, true, Besides>, out, partial, g, x, stats, weight,
            rows, c, chunk_rows, besides);
-    launch(op, grid_of(ceil_div(2 * c, kSumColumns), kThreads), 0, layer_norm_sums_kernel, dweight,
-           dbias, partial, chunks, c);
+    launch(op, {ceil_div(2 * c, kSumColumns)}, 0, layer_norm_sums_kernel, dweight, dbias, partial,
+           chunks, c);
   };
   with_team<float>(c, wide, [&]<class Of>(Of team) {
     if (!sums) return rows_only(team);

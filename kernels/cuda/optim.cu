@@ -158,7 +158,7 @@ void each_batch(const char* op, const OptimTensor* tensors, int64_t count, const
   Batch batch;
   int64_t blocks = 0;
   const auto flush = [&] {
-    if (batch.count > 0) use(Grid{static_cast<unsigned>(blocks), kThreads}, batch);
+    if (batch.count > 0) use(Grid{blocks}, batch);
     batch.count = 0;
     blocks = 0;
   };
@@ -186,7 +186,7 @@ Partials square_sums(const char* op, const OptimTensor* tensors, int64_t count) 
   double* next = total + 1;
   each_batch(op, tensors, count, [&](Grid grid, const Batch& batch) {
     launch(op, grid, 0, square_sum_kernel, next, batch);
-    next += grid.blocks.x;
+    next += grid.blocks;
   });
   return {total, total + 1, blocks};
 }

@@ -1,8 +1,9 @@
 // Sum, mean, maximum and argmax over the middle of (outer, axis, inner); gradient of the maximum.
 //
 //   y[o, k] = sum over a of x[o, a, k] / divisor
-//   where[o, k] = the first a with the largest x[o, a, k] (NaN is largest);  y[o, k] = x[o, where,
-//   k] dx[o, a, k] = a = where[o, k] ? g[o, k] : 0
+//   where[o, k] = the first a with the largest x[o, a, k];    NaN is largest
+//   y[o, k] = x[o, where[o, k], k]
+//   dx[o, a, k] = g[o, k] if a = where[o, k], else 0
 //
 // Layout: contiguous f32; 16 bytes a load where alignment and sizes allow it, else 4. Three shapes
 // of work: short rows (inner 1) by a few lanes of a warp each, long rows by blocks, columns (inner

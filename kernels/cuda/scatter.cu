@@ -184,9 +184,7 @@ void sum_sorted(const char* op, T* out, float* partial, Pairs sorted, const T* g
                 int64_t width) {
   const int64_t packs = over(width, kWidth), warps = over(packs, kWarp);
   const unsigned threads = static_cast<unsigned>(warps < 8 ? warps * kWarp : kThreads);
-  const Grid grid{
-      {static_cast<unsigned>(over(n, kPiece)), static_cast<unsigned>(over(packs, threads))},
-      threads};
+  const Grid grid{over(n, kPiece), threads, over(packs, threads)};
   launch(op, grid, 0, sum_pieces_kernel<T, kWidth>, out, partial, sorted, g, n, width);
   launch(op, grid, 0, join_pieces_kernel<T, kWidth>, out, partial, sorted, n, width);
 }
@@ -210,7 +208,7 @@ void scatter_sum(const char* op, float* out, const float* g, int64_t n, int64_t 
   uint32_t* counts = words + 4 * pairs_words;
   auto* partial = reinterpret_cast<float*>(counts + counts_words);
   make_keys(from);
-  const Grid grid{static_cast<unsigned>(tiles), kWarp};
+  const Grid grid{tiles, kWarp};
   for (unsigned shift = 0; shift < 32 && (key_limit - 1) >> shift != 0; shift += kDigitBits) {
     launch(op, grid, 0, count_digits_kernel, counts, from.keys, n, shift);
     launch(op, {1, 1024}, 0, place_digits_kernel, counts, counts_words);

@@ -126,9 +126,7 @@ void transpose(T* y, const T* x, const PermuteShape& shape, int p) {
   }
   s.row_tiles = (s.rows + kTile<T> - 1) / kTile<T>;
   s.column_tiles = (s.columns + kTile<T> - 1) / kTile<T>;
-  const int64_t tiles = s.count * s.row_tiles * s.column_tiles;
-  GRAFT_CHECK(tiles <= INT32_MAX, "permute: ", tiles, " tiles are more than a grid can have");
-  launch("permute", {static_cast<unsigned>(tiles), kThreads}, 0, transpose_kernel<T>, y, x, s);
+  launch("permute", {s.count * s.row_tiles * s.column_tiles}, 0, transpose_kernel<T>, y, x, s);
 }
 
 // By lookup, in units that are wider than an element where the innermost dimension stays one.

@@ -4,8 +4,8 @@
 // For every four bytes of device and shared memory a Note says who wrote and who read them last;
 // for every byte where smaller types were moved. Two accesses to the same bytes by different
 // threads, at least one a write and not both atomic, race
-//   in one block   unless a __syncthreads() lies between them, or a __syncwarp() of their whole
-//   warp; in two blocks  of one launch: always.
+//   in one block    unless a __syncthreads() lies between them, or a __syncwarp() of their warp;
+//   in two blocks   of one launch: always.
 // The rule does not depend on the order in which the simulator runs the threads, so one run tells.
 // Reading bytes that nobody has written since they were allocated (shared memory: since the block
 // began) is reported too, and so is an address that is not the device's.

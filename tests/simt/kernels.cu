@@ -219,7 +219,18 @@ void votes(unsigned* y, const unsigned* patterns, int count, unsigned mask) {
 void barrier_votes(int* y, const int* x, unsigned threads) {
   cuda::launch("barrier_votes", {1, threads}, 0, &barrier_votes_kernel, y, x);
 }
-void indices(int* y) { cuda::launch("indices", {kBlocks, kBlockThreads}, 0, &indices_kernel, y); }
+void indices(int* y) {
+  struct Call {
+    int* y;
+    static GRAFT_SIMT_PLAIN void invoke(const void* call) {
+      indices_kernel(static_cast<const Call*>(call)->y);
+    }
+  };
+  simt::enqueue_launch(
+      {"indices", kBlocks, kBlockThreads, 0, &Call::invoke, std::make_shared<const Call>(Call{y}),
+       reinterpret_cast<const void*>(&indices_kernel)},
+      cuda::stream());
+}
 void sum(float* y, float* scratch, const float* x, int n) {
   cuda::launch("sum", {5, 96}, 0, &sum_kernel, scratch, x, n);
   cuda::launch("sum", {1, 32}, 0, &sum_kernel, y, scratch, 5);
@@ -246,6 +257,9 @@ void add_one(cudaStream_t stream, float* x, int n, dim3 blocks, dim3 threads, si
       {"add_one", blocks, threads, shared_bytes, &Call::invoke,
        std::make_shared<const Call>(Call{x, n}), reinterpret_cast<const void*>(&add_one_kernel)},
       stream);
+}
+void grid_of(int64_t blocks, int64_t blocks_y) {
+  cuda::launch("bytes", {blocks, 32, blocks_y}, 0, &bytes_kernel, nullptr, 0);
 }
 void copy_kernel_launch(float* y, const float* x, int n) {
   cuda::launch("copy", {1, 64}, 0, &copy_kernel, y, x, n);

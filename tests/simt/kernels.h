@@ -31,6 +31,8 @@ void shared_sizes(float* y, size_t dynamic_bytes);
 // x[i] += 1, on a stream, without asking for more shared memory.
 void add_one(cudaStream_t stream, float* x, int n, dim3 blocks = 1, dim3 threads = 64,
              size_t shared_bytes = 0);
+// A launch that does nothing, of so many blocks.
+void grid_of(int64_t blocks, int64_t blocks_y);
 void copy_kernel_launch(float* y, const float* x, int n);
 
 // --- Wrong ones

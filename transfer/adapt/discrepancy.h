@@ -42,7 +42,7 @@ Tensor class_confusion(const Tensor& logits, float temperature);
 // mean |softmax(a) - softmax(b)| over rows and classes.
 Tensor classifier_discrepancy(const Tensor& a, const Tensor& b);
 
-// -mean log(1 - p) of the class that `label_of` names in each row, p = softmax(logits).
+// -mean log(1 - p) of the class that `labels` names in each row, p = softmax(logits).
 Tensor not_that_class(const Tensor& logits, const Tensor& labels);
 
 }  // namespace graft

@@ -4,8 +4,7 @@
 //        decay, at most (1 + t) / (10 + t) in step t: an average over few steps would be the
 //        start's. Running statistics are averaged, too.
 //   SWA  Izmailov et al. (UAI 2018): the mean of the weights at the ends of epochs, from a part of
-//   the
-//        phase on. Statistics of batch norms that use a batch's belong to none of the averaged
+//        the phase on. Statistics of batch norms that use a batch's belong to none of the averaged
 //        weights and are estimated anew, by a pass over the training images without augmentation.
 //
 // Traps: SWA wants a rate that stays high to the end (--schedule constant); EMA's decay counts in
