@@ -193,8 +193,8 @@ bool TrainingLoop::make_batches() {
   return true;
 }
 
-// Only a GPU's results may depend on the batch in their last bits: nothing there is promised to be
-// repeatable to the byte.
+// Only a GPU's results may depend on the batch in their last bits: there training from a cache is
+// repeatable, but not to the byte what training without one is.
 bool TrainingLoop::proven(const PrefixCache& cache, Batches& images) {
   const int64_t size = run_.options.batch;
   const auto train = static_cast<int64_t>(run_.data.split.train.size());

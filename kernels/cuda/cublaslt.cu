@@ -7,12 +7,11 @@
 // epilogue adds. Numerics: CUBLAS_COMPUTE_32F, f32 without TF32; sums of bf16 products are f32,
 // too, and the bias stays f32: where the library has no algorithm for that, our own kernel does it.
 //
-// Choice: the library proposes algorithms for a shape; the first call runs them all and keeps the
-// fastest (GRAFT_CUBLAS=untimed keeps the first; so does a first call within a stream capture,
-// where nothing can be timed). Determinism: an algorithm gives the same bits in every run on one
-// kind of GPU; where it cuts k, only those are taken that keep the chunks' sums in f32 and add them
-// in a separate step. A choice holds for the process: runs that must agree to the bit with runs of
-// other processes want GRAFT_CUBLAS=untimed.
+// Choice: the library proposes algorithms for a shape; the first call runs them all and takes the
+// fastest, or the first within a stream capture, where nothing can be timed. That choice stands for
+// this and later processes (kernels/choices.h). Determinism: an algorithm gives the same bits in
+// every run on one kind of GPU; where it cuts k, only those are taken that keep the chunks' sums in
+// f32 and add them in a separate step.
 #include "kernels/cuda/cublaslt.h"
 
 #if !defined(GRAFT_SIMT) && __has_include(<cublasLt.h>)
@@ -26,10 +25,14 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
+#include "kernels/choices.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/library_choice.h"
 
 namespace graft::cuda {
 namespace {
@@ -43,6 +46,7 @@ constexpr float kWorthwhile = 0.95f;  // a later proposal must beat the first on
 struct Library {
 #define GRAFT_CUBLASLT_LIST(X)        \
   X(cublasLtCreate)                   \
+  X(cublasLtGetVersion)               \
   X(cublasLtMatmul)                   \
   X(cublasLtMatmulAlgoGetHeuristic)   \
   X(cublasLtMatmulDescCreate)         \
@@ -79,7 +83,7 @@ const Library* open_library() {
   GRAFT_CUBLASLT_LIST(GRAFT_RESOLVE)
 #undef GRAFT_RESOLVE
   if (library->cublasLtCreate(&library->handle) != CUBLAS_STATUS_SUCCESS) return nullptr;
-  library->timed = setting() != "untimed";
+  library->timed = choice_setting().timed;
   return library.release();
 }
 const Library* library() {
@@ -125,6 +129,7 @@ cublasLtMatrixLayout_t layout(const Library& lib, Dtype dtype, int64_t rows, int
 // Lives as long as the process, and so do the library's objects in it.
 struct LibraryProduct {
   const Library& lib;
+  const std::string key;  // of the choice
   cublasLtMatmulDesc_t product = nullptr;
   cublasLtMatrixLayout_t left = nullptr, right = nullptr, result = nullptr;
 
@@ -133,7 +138,7 @@ struct LibraryProduct {
   mutable std::vector<Algorithm> candidates;
   mutable bool chosen = false;  // then there is one candidate, or none
 
-  explicit LibraryProduct(const Library& opened) : lib(opened) {}
+  LibraryProduct(const Library& opened, std::string name) : lib(opened), key(std::move(name)) {}
 
   template <class T>
   bool set(cublasLtMatmulDescAttributes_t attribute, const T& value) const {
@@ -220,16 +225,37 @@ struct LibraryProduct {
     return least;
   }
 
+  size_t fastest(void* y, const void* a, const void* b, void* scratch) const {
+    size_t best = 0;
+    float to_beat = time(candidates[0], y, a, b, scratch) * kWorthwhile;
+    for (size_t i = 1; i < candidates.size(); ++i) {
+      const float elapsed = time(candidates[i], y, a, b, scratch);
+      if (elapsed >= to_beat) continue;
+      to_beat = elapsed;
+      best = i;
+    }
+    return best;
+  }
+
+  // A choice in words, and the candidate that it means, if any.
+  std::string named(size_t candidate) const { return text(candidate, " of ", candidates.size()); }
+  std::optional<size_t> meant(const std::string& choice) const {
+    for (size_t i = 0; i < candidates.size(); ++i) {
+      if (choice == named(i)) return i;
+    }
+    return std::nullopt;
+  }
+
   void choose(void* y, const void* a, const void* b, void* scratch) const {
     chosen = true;
     size_t best = 0;
-    if (lib.timed && candidates.size() > 1 && !capturing()) {
-      float to_beat = time(candidates[0], y, a, b, scratch) * kWorthwhile;
-      for (size_t i = 1; i < candidates.size(); ++i) {
-        const float elapsed = time(candidates[i], y, a, b, scratch);
-        if (elapsed >= to_beat) continue;
-        to_beat = elapsed;
-        best = i;
+    if (lib.timed && candidates.size() > 1) {
+      const auto kept = choices().find(key);
+      if (kept && meant(*kept)) {
+        best = *meant(*kept);
+      } else {
+        if (!capturing()) best = fastest(y, a, b, scratch);
+        best = meant(choices().agree(key, named(best))).value_or(best);
       }
     }
     candidates = {candidates[best]};
@@ -256,7 +282,8 @@ std::shared_ptr<const LibraryProduct> library_product(const MatmulShape& s) {
   std::lock_guard lock(mutex);
   const auto found = known->find(key);
   if (found != known->end()) return found->second;
-  auto made = std::make_shared<LibraryProduct>(*lib);
+  auto made = std::make_shared<LibraryProduct>(
+      *lib, choice_key("cublaslt", lib->cublasLtGetVersion(), {key.begin(), key.end()}));
   if (!made->describe(s) || !made->propose()) made = nullptr;
   (*known)[key] = made;
   return made;

@@ -12,8 +12,8 @@
 // Gradients of filters would be bf16, too, under bf16 images: that pass is left to our own kernel.
 //
 // Determinism: deterministic algorithms only. cuDNN's own proposal stands unless timing, once a
-// shape, shows another to be faster by more than what timing is off by; so two runs of a program
-// choose alike. While a graph is being recorded nothing is timed.
+// shape, shows another to be faster by more than what timing is off by; while a graph is being
+// recorded nothing is timed. That choice stands for this and later processes (kernels/choices.h).
 #include "kernels/cuda/cudnn.h"
 
 #if defined(GRAFT_HAS_CUDNN_HEADERS) && !defined(GRAFT_SIMT)
@@ -29,9 +29,12 @@
 #include <dlfcn.h>
 #include <limits>
 #include <mutex>
+#include <string>
 #include <string_view>
 
+#include "kernels/choices.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/library_choice.h"
 
 namespace graft::cuda::cudnn {
 namespace {
@@ -71,6 +74,7 @@ struct Library {
   GRAFT_CUDNN_FUNCTIONS(GRAFT_MEMBER)
 #undef GRAFT_MEMBER
   cudnnHandle_t handle = nullptr;
+  bool timed = true;
   std::mutex mutex;  // a handle serves one thread at a time
 };
 
@@ -88,6 +92,7 @@ Library* load() {
 #undef GRAFT_FIND
   if (library->GetVersion() / 10000 != 9) return nullptr;
   if (library->Create(&library->handle) != CUDNN_STATUS_SUCCESS) return nullptr;
+  library->timed = choice_setting().timed;
   return library.release();
 }
 
@@ -147,6 +152,12 @@ bool direct(cudnnConvolutionBwdFilterAlgo_t algorithm) {
 constexpr int kMostAlgorithms = 16;
 constexpr size_t kMostScratch = size_t{1} << 30;
 
+// A choice in words.
+template <class Results>
+std::string name(const Results& one) {
+  return text("algorithm ", int{one.algo});
+}
+
 template <class Results>
 struct Algorithms {
   Results all[kMostAlgorithms];
@@ -160,6 +171,12 @@ struct Algorithms {
     };
     count = static_cast<int>(std::remove_if(all, all + count, refused) - all);
   }
+  // Null where it is not among them.
+  const Results* find(const std::string& choice) const {
+    const auto is_meant = [&](const Results& one) { return name(one) == choice; };
+    const Results* found = std::find_if(all, all + count, is_meant);
+    return found == all + count ? nullptr : found;
+  }
 };
 
 bool recording() {
@@ -171,10 +188,12 @@ bool recording() {
   return true;
 }
 
-// Chooses made.algorithm. propose() asks cuDNN's heuristics, measure() runs every algorithm; both
-// are functions of the handle, three descriptors and a list to fill.
+// Chooses made.algorithm, by the choice under the key if there is one. propose() asks cuDNN's
+// heuristics, measure() runs every algorithm; both are functions of the handle, three descriptors
+// and a list to fill.
 template <class Results, class Query, class A, class B, class C>
-bool choose(Convolution& made, Query* propose, Query* measure, A a, B b, C c) {
+bool choose(Convolution& made, const std::string& key, Query* propose, Query* measure, A a, B b,
+            C c) {
   constexpr double kClearlyFaster = 1.2;
   cudnnHandle_t handle = library()->handle;
   Algorithms<Results> proposed;
@@ -185,39 +204,55 @@ bool choose(Convolution& made, Query* propose, Query* measure, A a, B b, C c) {
   }
   proposed.keep_allowed();
   if (proposed.count == 0) return false;
-  Results chosen = proposed.all[0];
-  Algorithms<Results> measured;
-  if (proposed.count > 1 && !recording() &&
-      accepted(measure(handle, a, b, made.convolution, c, kMostAlgorithms, &measured.count,
-                       measured.all),
-               "conv2d")) {
-    measured.keep_allowed();
-    const Results *begin = measured.all, *end = begin + measured.count;
-    const Results* same =
-        std::find_if(begin, end, [&](const Results& one) { return one.algo == chosen.algo; });
-    if (measured.count > 0 && (same == end || same->time > kClearlyFaster * measured.all[0].time)) {
-      chosen = measured.all[0];
+  const Results* chosen = proposed.all;
+  if (library()->timed && proposed.count > 1) {
+    const auto kept = choices().find(key);
+    const Results* known = kept ? proposed.find(*kept) : nullptr;
+    if (known != nullptr) {
+      chosen = known;
+    } else {
+      Algorithms<Results> measured;
+      if (!recording() && accepted(measure(handle, a, b, made.convolution, c, kMostAlgorithms,
+                                           &measured.count, measured.all),
+                                   "conv2d")) {
+        measured.keep_allowed();
+        const Results* same = measured.find(name(*chosen));
+        const Results* fastest =
+            measured.count == 0 ? nullptr : proposed.find(name(measured.all[0]));
+        if (fastest != nullptr &&
+            (same == nullptr || same->time > kClearlyFaster * measured.all[0].time)) {
+          chosen = fastest;
+        }
+      }
+      const Results* agreed = proposed.find(choices().agree(key, name(*chosen)));
+      if (agreed != nullptr) chosen = agreed;
     }
   }
-  made.algorithm = chosen.algo;
-  made.scratch_bytes = chosen.memory;
+  made.algorithm = chosen->algo;
+  made.scratch_bytes = chosen->memory;
   return true;
 }
 
-bool choose(Convolution& made, Pass pass) {
+bool choose(Convolution& made, Pass pass, const ConvShape& s) {
   const Library& dnn = *library();
+  const std::string key =
+      choice_key("cudnn", dnn.GetVersion(),
+                 {static_cast<int64_t>(pass), s.batch, s.in_height, s.in_width, s.in_channels,
+                  s.out_height, s.out_width, s.out_channels, s.kernel_height, s.kernel_width,
+                  s.stride_height, s.stride_width, s.pad_top, s.pad_left, s.dilation_height,
+                  s.dilation_width, s.groups, static_cast<int64_t>(s.dtype)});
   switch (pass) {
     case Pass::forward:
-      return choose<cudnnConvolutionFwdAlgoPerf_t>(made, dnn.GetConvolutionForwardAlgorithm_v7,
+      return choose<cudnnConvolutionFwdAlgoPerf_t>(made, key, dnn.GetConvolutionForwardAlgorithm_v7,
                                                    dnn.FindConvolutionForwardAlgorithm, made.x,
                                                    made.weight, made.y);
     case Pass::backward_data:
       return choose<cudnnConvolutionBwdDataAlgoPerf_t>(
-          made, dnn.GetConvolutionBackwardDataAlgorithm_v7,
+          made, key, dnn.GetConvolutionBackwardDataAlgorithm_v7,
           dnn.FindConvolutionBackwardDataAlgorithm, made.weight, made.y, made.x);
     case Pass::backward_weight:
       return choose<cudnnConvolutionBwdFilterAlgoPerf_t>(
-          made, dnn.GetConvolutionBackwardFilterAlgorithm_v7,
+          made, key, dnn.GetConvolutionBackwardFilterAlgorithm_v7,
           dnn.FindConvolutionBackwardFilterAlgorithm, made.x, made.y, made.weight);
   }
   return false;
@@ -297,7 +332,7 @@ std::shared_ptr<const Convolution> convolution(Pass pass, const ConvShape& shape
   std::lock_guard lock(dnn->mutex);
   auto made = std::make_shared<Convolution>();
   if (!accepted(dnn->SetStream(dnn->handle, stream()), "conv2d")) return nullptr;
-  if (!describe(*made, shape) || !choose(*made, pass)) return nullptr;
+  if (!describe(*made, shape) || !choose(*made, pass, shape)) return nullptr;
   return made;
 }
 
