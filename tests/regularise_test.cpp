@@ -33,8 +33,8 @@ std::unique_ptr<ImageModel> small_model(uint64_t seed) {
   model->eval();
   return model;
 }
-StartingModel start_of(uint64_t seed) {
-  return [seed] { return make_model("small_cnn", {3, 3, 0}, {seed, 0, 0}); };
+Start start_of(uint64_t seed) {
+  return {[seed] { return make_model("small_cnn", {3, 3, 0}, {seed, 0, 0}); }, {}};
 }
 Tensor random_images(int64_t n, uint64_t seed) {
   return normal({n, 8, 8, 3}, 0, 1, {seed, 0, 0}).to(test::test_device());
@@ -51,7 +51,7 @@ double value(const Tensor& x) { return static_cast<double>(x.item()); }
 
 TEST_CASE("L2-SP pulls the features towards their start and the head towards 0") {
   const auto model = small_model(1);
-  const auto start = start_of(2)();
+  const auto start = start_of(2).model();
   RegulariseOptions options;
   options.l2_sp = 0.3f;
   options.l2_sp_head = 0.7f;
@@ -69,7 +69,7 @@ TEST_CASE("L2-SP pulls the features towards their start and the head towards 0")
     const Tensor towards = head ? zeros_like(*before[i].tensor) : *before[i].tensor;
     expected += (head ? 0.7 : 0.3) / 2 * sum_of_squares(*parameters[i].tensor, towards);
   }
-  const Tensor term = regulariser->term(Tensor());
+  const Tensor term = regulariser->term(Tensor(), Tensor());
   CHECK(value(term) == doctest::Approx(expected).epsilon(kRounding));
   backward(term);
   for (size_t i = 0; i < parameters.size(); ++i) {
@@ -97,7 +97,7 @@ TEST_CASE("BSS shrinks the smallest singular values of the features") {
     options.bss_values = values;
     const auto regulariser = make_bss(*model, options, {});
     model->forward(images);
-    return regulariser->term(images);
+    return regulariser->term(images, Tensor());
   };
   // Of two rows: the eigenvalues of a 2 x 2 matrix.
   const std::vector<float> f = model->features(images).to_vector<float>();
@@ -137,10 +137,11 @@ TEST_CASE("DELTA measures how far the feature maps are from the starting network
   options.delta = 0.4f;
   const auto own = make_delta(*model, options, start_of(1));
   model->forward(images);
-  CHECK(value(own->term(images)) < 1e-9);  // without gradients the layers are fused: rounding
+  CHECK(value(own->term(images, Tensor())) <
+        1e-9);  // without gradients the layers are fused: rounding
   const auto other = make_delta(*model, options, start_of(2));
   model->forward(images);
-  const Tensor term = other->term(images);
+  const Tensor term = other->term(images, Tensor());
 
   // Of the stages with weights: those after which the maps get smaller, and the last.
   double expected = 0;

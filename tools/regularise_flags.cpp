@@ -25,6 +25,9 @@ std::function<void(FinetuneOptions&)> add_regularise_flags(CLI::App& command) {
   add("--bss", &RegulariseOptions::bss,
       "shrink the smallest singular values of a batch's features (0; 0.001 is usual)");
   add("--bss-values", &RegulariseOptions::bss_values, "how many of them (1)");
+  add("--co-tuning", &RegulariseOptions::co_tuning,
+      "train the weights' own head, too, on the classes it sees in each new class (0; 2.3 is "
+      "published)");
   add("--stoch-norm", &RegulariseOptions::stoch_norm,
       "probability that a batch-norm channel uses its running statistics; with --batch-norm train "
       "(0)");

@@ -228,6 +228,7 @@ void each_member(Options& o, const Visit& visit) {
   visit("delta", o.regularise.delta);
   visit("bss", o.regularise.bss);
   visit("bss_values", o.regularise.bss_values);
+  visit("co_tuning", o.regularise.co_tuning);
   visit("stoch_norm", o.regularise.stoch_norm);
   visit("mixup", o.regularise.mixup);
   visit("cutmix", o.regularise.cutmix);

@@ -67,11 +67,16 @@ void describe(const TaskData& data, Observer& observer) {
   }
 }
 
-std::unique_ptr<ImageModel> starting_model(const PreparedRun& run) {
-  const FinetuneOptions& options = run.options;
-  return std::move(load_for_task(options.weights, run.card.classes, options.channels,
-                                 options.dropout, {options.seed, 0, 0})
-                       .model);
+Start start_of(const PreparedRun& run) {
+  Start start;
+  start.model = [&run] {
+    const FinetuneOptions& options = run.options;
+    return std::move(load_for_task(options.weights, run.card.classes, options.channels,
+                                   options.dropout, {options.seed, 0, 0})
+                         .model);
+  };
+  start.source = [&run] { return std::move(load_model(run.options.weights).model); };
+  return start;
 }
 
 PreparedRun prepare(const FinetuneOptions& options, Observer& observer) {

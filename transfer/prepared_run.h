@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "transfer/finetune.h"
+#include "transfer/regularise/regulariser.h"
 #include "transfer/task_data.h"
 
 namespace graft {
@@ -24,9 +25,8 @@ struct PreparedRun {
 // A new run. Tells the observer what it found; throws on what finetune() refuses.
 PreparedRun prepare(const FinetuneOptions& options, Observer& observer);
 
-// The network as it was before the first step of a run from pre-trained weights, on the CPU. Reads
-// the weights once more.
-std::unique_ptr<ImageModel> starting_model(const PreparedRun& run);
+// Reads the weights of a run from pre-trained ones once more. The run outlives it.
+Start start_of(const PreparedRun& run);
 
 // Who trains and who judges, in lines for people.
 void describe(const TaskData& data, Observer& observer);

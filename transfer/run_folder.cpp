@@ -163,6 +163,7 @@ void write_state(const RunFolder& folder, const RunState& state, const ModelCard
   for (const auto& [name, tensor] : state.model) tensors["model/" + name] = tensor;
   for (const auto& [name, tensor] : state.optimizer) tensors["optimizer/" + name] = tensor;
   for (const auto& [name, tensor] : state.average) tensors["average/" + name] = tensor;
+  for (const auto& [name, tensor] : state.objective) tensors["objective/" + name] = tensor;
   Metadata metadata = to_metadata(card);
   metadata["state.epoch"] = text(state.epoch);
   metadata["state.batch"] = text(state.batch);
@@ -209,6 +210,7 @@ StoredState read_state(const RunFolder& folder) {
     std::map<std::string, Tensor>* parts = part == "model"       ? &state.model
                                            : part == "optimizer" ? &state.optimizer
                                            : part == "average"   ? &state.average
+                                           : part == "objective" ? &state.objective
                                                                  : nullptr;
     GRAFT_CHECK(slash != std::string::npos && parts != nullptr, folder.state().string(),
                 ": unexpected tensor \"", entry.name, "\"");

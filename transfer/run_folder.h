@@ -107,8 +107,9 @@ struct RunState {
   bool finished = false;
   StateDict model;
   std::map<std::string, Tensor> optimizer;
-  std::map<std::string, Tensor> average;  // of the weights, see regularise/weight_average.h
-  int64_t averaged = 0;                   // over so many
+  std::map<std::string, Tensor> average;    // of the weights, see regularise/weight_average.h
+  int64_t averaged = 0;                     // over so many
+  std::map<std::string, Tensor> objective;  // what regularisers have learnt and measured
 };
 
 void write_state(const RunFolder& folder, const RunState& state, const ModelCard& card);

@@ -68,7 +68,13 @@ void TrainStep::record(const Objective::Input& input, uint64_t seed) {
   release_cached_memory(options_.device);
   input_.images = Tensor(input.images.shape(), Dtype::f32, options_.device);
   input_.target = Tensor(input.target.shape(), input.target.dtype(), options_.device);
-  const std::vector<NamedTensor> tensors = model_.named_tensors();
+  input_.targets.clear();
+  for (const Tensor& target : input.targets) {
+    input_.targets.push_back(
+        target.defined() ? Tensor(target.shape(), target.dtype(), options_.device) : target);
+  }
+  std::vector<NamedTensor> tensors = model_.named_tensors();
+  for (NamedTensor& parameter : objective_.parameters()) tensors.push_back(std::move(parameter));
   std::vector<uint64_t> versions;
   std::vector<int64_t> counts;
   for (const NamedTensor& entry : tensors) {
@@ -115,6 +121,9 @@ TrainStep::Outcome TrainStep::replay(const Objective::Input& input, int64_t step
   numbers_->set(generator_step(step), optimizer_.advance());
   input_.images.copy_from(input.images);
   input_.target.copy_from(input.target);
+  for (size_t i = 0; i < input.targets.size(); ++i) {
+    if (input.targets[i].defined()) input_.targets[i].copy_from(input.targets[i]);
+  }
   graph_->run();
   for (auto& [counter, difference] : counters_) *counter.mutable_data<int64_t>() += difference;
   // For whoever keeps a form of them. The others stay as they are: what was recorded may read such

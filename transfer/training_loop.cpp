@@ -49,7 +49,6 @@ TrainingLoop::TrainingLoop(PreparedRun run, Observer& observer)
   for (const std::string& note : check_objective(options, run_.plan, *run_.model)) {
     observer_.message(note);
   }
-  enter_phase();
   run_.state.model.clear();
   CrossEntropyOptions loss;
   loss.label_smoothing = options.label_smoothing;
@@ -58,11 +57,15 @@ TrainingLoop::TrainingLoop(PreparedRun run, Observer& observer)
         balanced_class_weights(class_counts(run_.data.all, run_.data.split.train));
     loss.class_weights = Tensor::of(weights).to(options.device);
   }
-  objective_ = std::make_unique<Objective>(*run_.model, options, std::move(loss),
-                                           [&] { return starting_model(run_); });
+  objective_ = std::make_unique<Objective>(*run_.model, options, std::move(loss), start_of(run_));
+  objective_->load(run_.state.objective);
+  run_.state.objective.clear();
+  GRAFT_CHECK(run_.state.step == 0 || !objective_->wants_measuring(), folder_.state().string(),
+              ": lacks what was measured before the first step; start the run again with --force");
   if (!options.device.is_cpu() && options.graphs && !objective_->recordable()) {
     observer_.message("steps are not recorded as CUDA graphs: BSS needs the host in each");
   }
+  enter_phase();
 }
 
 void TrainingLoop::enter_phase() {
@@ -84,6 +87,9 @@ void TrainingLoop::enter_phase() {
       count.trainable_tensors, " of ", count.tensors, " tensors), batch-norm statistics ",
       to_name(phase().batch_norm)));
   std::vector<ParameterGroup> groups = parameter_groups(model, phase());
+  for (ParameterGroup& group : objective_->parameter_groups(model, phase())) {
+    groups.push_back(std::move(group));
+  }
   base_rates_.clear();
   for (const ParameterGroup& group : groups) base_rates_.push_back(group.learning_rate);
   if (options.optimizer == OptimizerKind::sgd) {
@@ -222,7 +228,7 @@ FinetuneResult TrainingLoop::run() {
   RunState& state = run_.state;
   if (!state.finished) {
     if (!folder_.path.empty() && !std::filesystem::exists(folder_.state())) save();
-    if (!make_batches()) return result(true);
+    if (!measure() || !make_batches()) return result(true);
   }
   while (!state.finished) {
     if (run_.options.steps <= 0 && state.epoch >= phase_end_) {
@@ -343,25 +349,35 @@ bool TrainingLoop::judge_epoch() {
   return true;
 }
 
-// EMA averages the statistics, too; those of SWA's weights are in none of the epochs.
-bool TrainingLoop::estimate_statistics() {
+std::unique_ptr<Batches> TrainingLoop::plain_images(bool drop_single) const {
   const FinetuneOptions& options = run_.options;
-  if (options.regularise.swa < 0 || !moves_statistics(*run_.model, phase())) return true;
   LoaderOptions loader;
   loader.batch_size = options.batch;
   loader.channels = options.channels;
   loader.workers = options.workers;
   loader.bad_image = options.bad_image;
   const auto images = static_cast<int64_t>(run_.data.split.train.size());
-  loader.drop_last = images > options.batch && images % options.batch == 1;
-  const std::unique_ptr<Batches> all =
-      image_batches(run_.data.all, run_.data.split.train, run_.card.preprocessing, {}, loader);
-  return graft::estimate_statistics(*run_.model, phase(), *all, options.device, [&](int64_t done) {
-    Progress progress{Progress::Phase::features};
-    progress.done = done;
-    progress.total = images;
-    return keep_going(progress);
-  });
+  loader.drop_last = drop_single && images > options.batch && images % options.batch == 1;
+  return image_batches(run_.data.all, run_.data.split.train, run_.card.preprocessing, {}, loader);
+}
+
+bool TrainingLoop::features_done(int64_t images) {
+  Progress progress{Progress::Phase::features};
+  progress.done = images;
+  progress.total = static_cast<int64_t>(run_.data.split.train.size());
+  return keep_going(progress);
+}
+
+bool TrainingLoop::measure() {
+  return objective_->measure([&] { return plain_images(false); },
+                             [&](int64_t done) { return features_done(done); });
+}
+
+// EMA averages the statistics, too; those of SWA's weights are in none of the epochs.
+bool TrainingLoop::estimate_statistics() {
+  if (run_.options.regularise.swa < 0 || !moves_statistics(*run_.model, phase())) return true;
+  return graft::estimate_statistics(*run_.model, phase(), *plain_images(true), run_.options.device,
+                                    [&](int64_t done) { return features_done(done); });
 }
 
 void TrainingLoop::select(EpochReport& report) {
@@ -436,6 +452,7 @@ void TrainingLoop::save() {
   state.optimizer = optimizer_->state();
   if (average_) state.average = average_->state();
   if (average_) state.averaged = average_->count();
+  state.objective = objective_->state();
   if (state.step > 0) {
     write_safetensors(folder_.last(), adapted ? merged_state_dict(*run_.model) : state.model,
                       to_metadata(run_.card));
@@ -446,6 +463,7 @@ void TrainingLoop::save() {
   state.model.clear();
   state.optimizer.clear();
   state.average.clear();
+  state.objective.clear();
 }
 
 void TrainingLoop::restore_best() {

@@ -27,6 +27,7 @@ class TrainingLoop {
   const Phase& phase() const { return run_.plan.phases[phase_]; }
   int64_t step_of_phase() const;
   void enter_phase();   // the one that the next epoch belongs to
+  bool measure();       // what regularisers want to know first; false: a stop was requested
   void leave_phase();   // with the proof that nothing frozen has moved
   bool make_batches();  // false: a stop was requested
   // Whether training from the cache is the same to the bit as without; tells why not.
@@ -35,6 +36,9 @@ class TrainingLoop {
   void train_step(const Batch& batch);
   bool judge_epoch();          // false: a stop was requested
   bool estimate_statistics();  // of averaged weights; false: a stop was requested
+  // Those to train, in order and without augmentation; without a last batch of one where asked.
+  std::unique_ptr<Batches> plain_images(bool drop_single) const;
+  bool features_done(int64_t images);  // reports so many of them; false: a stop was requested
   bool out_of_patience() const;
   double value_of(const EpochReport& report) const;
   bool keep_going(Progress progress);  // reports; false: a stop was requested

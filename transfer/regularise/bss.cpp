@@ -22,7 +22,7 @@ class Bss : public Regulariser {
         values_(options.bss_values),
         weight_(options.bss) {}
 
-  Tensor term(const Tensor&) override {
+  Tensor term(const Tensor&, const Tensor&) override {
     if (!features_.has_output() || !features_.output().requires_grad()) return Tensor();
     const Tensor s = singular_values(cast(features_.output(), Dtype::f32));
     const int64_t k = std::min(values_, s.numel());
@@ -41,7 +41,7 @@ class Bss : public Regulariser {
 }  // namespace
 
 std::unique_ptr<Regulariser> make_bss(ImageModel& model, const RegulariseOptions& options,
-                                      const StartingModel&) {
+                                      const Start&) {
   return std::make_unique<Bss>(model, options);
 }
 

@@ -19,8 +19,8 @@ namespace {
 
 class Delta : public Regulariser {
  public:
-  Delta(ImageModel& model, const RegulariseOptions& options, const StartingModel& start)
-      : start_(start()), weight_(options.delta) {
+  Delta(ImageModel& model, const RegulariseOptions& options, const Start& start)
+      : start_(start.model()), weight_(options.delta) {
     start_->to(model.named_parameters().front().tensor->device());
     start_->set_precision(model.precision());
     start_->eval();
@@ -31,7 +31,7 @@ class Delta : public Regulariser {
     }
   }
 
-  Tensor term(const Tensor& images) override {
+  Tensor term(const Tensor& images, const Tensor&) override {
     if (!ours_.back().has_output() || !ours_.back().output().requires_grad()) return Tensor();
     {
       const NoGrad no_grad;
@@ -69,7 +69,7 @@ class Delta : public Regulariser {
 }  // namespace
 
 std::unique_ptr<Regulariser> make_delta(ImageModel& model, const RegulariseOptions& options,
-                                        const StartingModel& start) {
+                                        const Start& start) {
   return std::make_unique<Delta>(model, options, start);
 }
 

@@ -14,8 +14,8 @@ namespace {
 
 class L2Sp : public Regulariser {
  public:
-  L2Sp(ImageModel& model, const RegulariseOptions& options, const StartingModel& start) {
-    const std::unique_ptr<ImageModel> before = start();
+  L2Sp(ImageModel& model, const RegulariseOptions& options, const Start& start) {
+    const std::unique_ptr<ImageModel> before = start.model();
     for (const NamedTensor& parameter : model.named_parameters()) {
       const Device device = parameter.tensor->device();
       if (in_head(model, parameter.name)) {
@@ -34,7 +34,7 @@ class L2Sp : public Regulariser {
     }
   }
 
-  Tensor term(const Tensor&) override {
+  Tensor term(const Tensor&, const Tensor&) override {
     Tensor total;
     for (const Pull& pull : pulls_) {
       if (!pull.weights->requires_grad()) continue;
@@ -56,7 +56,7 @@ class L2Sp : public Regulariser {
 }  // namespace
 
 std::unique_ptr<Regulariser> make_l2_sp(ImageModel& model, const RegulariseOptions& options,
-                                        const StartingModel& start) {
+                                        const Start& start) {
   return std::make_unique<L2Sp>(model, options, start);
 }
 

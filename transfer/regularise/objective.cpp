@@ -19,7 +19,7 @@ bool trains_features(ImageModel& model, const Phase& phase) {
 }  // namespace
 
 Objective::Objective(ImageModel& model, const FinetuneOptions& options, CrossEntropyOptions loss,
-                     const StartingModel& start)
+                     const Start& start)
     : options_(options.regularise),
       loss_(std::move(loss)),
       classes_(model.classes()),
@@ -31,18 +31,28 @@ Objective::Objective(ImageModel& model, const FinetuneOptions& options, CrossEnt
 }
 
 Objective::Input Objective::input(const Batch& batch, uint64_t seed, uint64_t step) const {
-  const Tensor images = batch.images.to(device_);
-  if (!options_.mixes()) return {images, batch.labels};
-  const Mix mix = draw_mix(options_, images.dim(0), images.dim(1), images.dim(2), seed, step);
-  return {mix_images(images, mix), mix_labels(batch.labels, classes_, mix).to(device_)};
+  Input input{batch.images.to(device_), batch.labels, {}};
+  Tensor labels = batch.labels;
+  if (options_.mixes()) {
+    const Tensor& x = input.images;
+    const Mix mix = draw_mix(options_, x.dim(0), x.dim(1), x.dim(2), seed, step);
+    input.images = mix_images(x, mix);
+    labels = mix_labels(labels, classes_, mix);
+    input.target = labels.to(device_);
+  }
+  for (const auto& regulariser : regularisers_) {
+    const Tensor target = regulariser->target(labels);
+    input.targets.push_back(target.defined() ? target.to(device_) : target);
+  }
+  return input;
 }
 
 Tensor Objective::loss(const Tensor& logits, const Input& input) const {
   Tensor total = cross_entropy(logits, input.target, loss_);
-  for (const auto& regulariser : regularisers_) {
-    const Tensor term = regulariser->term(input.images);
+  for (size_t i = 0; i < regularisers_.size(); ++i) {
+    const Tensor term = regularisers_[i]->term(input.images, input.targets[i]);
     if (term.defined()) total = add(total, term);
-    regulariser->clear();
+    regularisers_[i]->clear();
   }
   return total;
 }
@@ -50,6 +60,56 @@ Tensor Objective::loss(const Tensor& logits, const Input& input) const {
 bool Objective::recordable() const {
   return std::all_of(regularisers_.begin(), regularisers_.end(),
                      [](const auto& regulariser) { return regulariser->recordable(); });
+}
+
+std::vector<NamedTensor> Objective::parameters() const {
+  std::vector<NamedTensor> all;
+  for (const auto& regulariser : regularisers_) {
+    for (NamedTensor& parameter : regulariser->parameters()) all.push_back(std::move(parameter));
+  }
+  return all;
+}
+
+std::vector<ParameterGroup> Objective::parameter_groups(ImageModel& model,
+                                                        const Phase& phase) const {
+  std::vector<ParameterGroup> groups;
+  if (!trains_features(model, phase)) return groups;
+  for (const NamedTensor& parameter : parameters()) {
+    ParameterGroup& group = groups.emplace_back();
+    group.name = parameter.name;
+    group.learning_rate = static_cast<float>(phase.learning_rate);
+    group.weight_decay =
+        parameter.tensor->rank() < 2 ? 0.0f : static_cast<float>(phase.weight_decay);
+    group.parameters.push_back({parameter.name, *parameter.tensor});
+  }
+  return groups;
+}
+
+bool Objective::measure(const std::function<std::unique_ptr<Batches>()>& images,
+                        const std::function<bool(int64_t)>& keep_going) const {
+  for (const auto& regulariser : regularisers_) {
+    if (!regulariser->wants_measuring()) continue;
+    const std::unique_ptr<Batches> all = images();
+    const bool done = regulariser->measure(*all, keep_going);
+    regulariser->clear();
+    if (!done) return false;
+  }
+  return true;
+}
+
+bool Objective::wants_measuring() const {
+  return std::any_of(regularisers_.begin(), regularisers_.end(),
+                     [](const auto& regulariser) { return regulariser->wants_measuring(); });
+}
+
+std::map<std::string, Tensor> Objective::state() const {
+  std::map<std::string, Tensor> all;
+  for (const auto& regulariser : regularisers_) all.merge(regulariser->state());
+  return all;
+}
+
+void Objective::load(const std::map<std::string, Tensor>& state) const {
+  for (const auto& regulariser : regularisers_) regulariser->load(state);
 }
 
 bool moves_statistics(ImageModel& model, const Phase& phase) {
@@ -83,6 +143,15 @@ std::vector<std::string> check_objective(const FinetuneOptions& options, const P
     check(
         row.name, [&](const Phase& phase) { return trains_features(model, phase); },
         "nothing but the head trains", "leave it out, or let more train");
+  }
+  if (o.co_tuning > 0) {
+    const int64_t classes = read_card(options.weights).classes;
+    GRAFT_CHECK(classes > 0,
+                "finetune: Co-Tuning trains the head that the weights were made with, ", "and ",
+                options.weights.string(),
+                " holds features without one; leave it out, or give weights with their classifier");
+    notes.push_back(text("Co-Tuning: the weights' own head of ", classes,
+                         " classes trains beside the new one, and is no part of the result"));
   }
   if (o.stoch_norm > 0) {
     check(

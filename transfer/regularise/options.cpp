@@ -17,6 +17,7 @@ void check_regularisation(const FinetuneOptions& options) {
   not_negative("the weight of L2-SP on the head", o.l2_sp_head);
   not_negative("the weight of DELTA", o.delta);
   not_negative("the weight of BSS", o.bss);
+  not_negative("the weight of Co-Tuning", o.co_tuning);
   not_negative("mixup's alpha", o.mixup);
   not_negative("cutmix's alpha", o.cutmix);
   GRAFT_CHECK(o.bss_values >= 1, "finetune: BSS must act on at least 1 singular value, got ",
@@ -37,8 +38,10 @@ void check_regularisation(const FinetuneOptions& options) {
       o.l2_sp == 0 || options.lora.rank == 0,
       "finetune: L2-SP pulls weights that LoRA keeps at their start anyway; give one of the "
       "two");
-  GRAFT_CHECK(!o.needs_start() || !options.weights.empty(),
-              "finetune: ", o.l2_sp > 0 ? "L2-SP" : "DELTA",
+  GRAFT_CHECK(!o.needs_start() || !options.weights.empty(), "finetune: ",
+              o.l2_sp > 0   ? "L2-SP"
+              : o.delta > 0 ? "DELTA"
+                            : "Co-Tuning",
               " holds on to pre-trained weights, and from scratch there are none");
 }
 
@@ -54,6 +57,7 @@ std::string describe_objective(const FinetuneOptions& options) {
   }
   if (o.delta > 0) line += text(" + ", o.delta, " DELTA");
   if (o.bss > 0) line += text(" + ", o.bss, " BSS of ", o.bss_values);
+  if (o.co_tuning > 0) line += text(" + ", o.co_tuning, " Co-Tuning");
   if (o.stoch_norm > 0) line += text("; StochNorm ", o.stoch_norm);
   if (o.ema >= 0) line += text("; judged by the weights' EMA ", o.ema);
   if (o.swa >= 0) line += text("; judged by SWA from ", o.swa, " of a phase on");

@@ -15,6 +15,7 @@ struct RegulariseOptions {
   float delta = 0;           // pull of the feature maps towards those of the starting weights
   float bss = 0;             // on the smallest singular values of a batch's features
   int64_t bss_values = 1;    // how many of them
+  float co_tuning = 0;       // of the source head's cross-entropy
   // --- noise
   float stoch_norm = 0;  // probability that a channel is normalised with the running statistics
   float mixup = 0;       // Beta(a, a) of the shares of two mixed images; 0: off
@@ -25,7 +26,7 @@ struct RegulariseOptions {
 
   bool mixes() const { return mixup > 0 || cutmix > 0; }
   // Whether the weights that the run starts from are needed as long as it runs.
-  bool needs_start() const { return l2_sp > 0 || delta > 0; }
+  bool needs_start() const { return l2_sp > 0 || delta > 0 || co_tuning > 0; }
 };
 
 // Throws Error naming what is out of range or contradicts another option.

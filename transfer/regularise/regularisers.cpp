@@ -7,6 +7,7 @@ const std::vector<RegulariserRow>& regularisers() {
       {"L2-SP", &RegulariseOptions::l2_sp, false, make_l2_sp},
       {"DELTA", &RegulariseOptions::delta, true, make_delta},
       {"BSS", &RegulariseOptions::bss, true, make_bss},
+      {"Co-Tuning", &RegulariseOptions::co_tuning, true, make_co_tuning},
   };
   return rows;
 }
