@@ -130,40 +130,6 @@ TEST_CASE("BSS shrinks the smallest singular values of the features") {
   CHECK_FALSE(term_of(1).defined());
 }
 
-TEST_CASE("DELTA measures how far the feature maps are from the starting network's") {
-  const auto model = small_model(1), start = small_model(2);
-  const Tensor images = random_images(4, 6);
-  RegulariseOptions options;
-  options.delta = 0.4f;
-  const auto own = make_delta(*model, options, start_of(1));
-  model->forward(images);
-  CHECK(value(own->term(images, Tensor())) <
-        1e-9);  // without gradients the layers are fused: rounding
-  const auto other = make_delta(*model, options, start_of(2));
-  model->forward(images);
-  const Tensor term = other->term(images, Tensor());
-
-  // Of the stages with weights: those after which the maps get smaller, and the last.
-  double expected = 0;
-  std::vector<std::pair<Tensor, Tensor>> maps;
-  for (size_t i = 0; i < model->stages().size(); ++i) {
-    if (model->stages()[i].modules().empty()) continue;
-    maps.emplace_back(model->run_stages(images, 0, i + 1), start->run_stages(images, 0, i + 1));
-  }
-  for (size_t i = 0; i < maps.size(); ++i) {
-    const Tensor& map = maps[i].first;
-    const auto places = static_cast<double>(map.numel() / map.dim(-1));
-    if (i + 1 < maps.size() && map.dim(1) == maps[i + 1].first.dim(1)) continue;
-    expected += 0.2 * sum_of_squares(maps[i].first, maps[i].second) / places;
-  }
-  CHECK(expected > 0);
-  CHECK(value(term) == doctest::Approx(expected).epsilon(1e-4));
-  backward(term);
-  for (const NamedTensor& p : model->named_parameters()) {
-    CHECK(p.tensor->grad().defined() == !in_head(*model, p.name));
-  }
-}
-
 struct NormRun {
   std::vector<float> y, dx, mean;
 };

@@ -22,6 +22,9 @@ std::function<void(FinetuneOptions&)> add_regularise_flags(CLI::App& command) {
           ->expected(1, 2);
   add("--delta", &RegulariseOptions::delta,
       "pull of the feature maps towards the starting network's (0)");
+  add("--delta-attention", &RegulariseOptions::delta_images,
+      "weigh their channels by what the loss on so many training images gains without each, "
+      "measured first (0: all alike; 320 is published)");
   add("--bss", &RegulariseOptions::bss,
       "shrink the smallest singular values of a batch's features (0; 0.001 is usual)");
   add("--bss-values", &RegulariseOptions::bss_values, "how many of them (1)");

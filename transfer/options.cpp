@@ -226,6 +226,7 @@ void each_member(Options& o, const Visit& visit) {
   visit("l2_sp", o.regularise.l2_sp);
   visit("l2_sp_head", o.regularise.l2_sp_head);
   visit("delta", o.regularise.delta);
+  visit("delta_images", o.regularise.delta_images);
   visit("bss", o.regularise.bss);
   visit("bss_values", o.regularise.bss_values);
   visit("co_tuning", o.regularise.co_tuning);

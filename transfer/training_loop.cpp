@@ -349,15 +349,12 @@ bool TrainingLoop::judge_epoch() {
   return true;
 }
 
-std::unique_ptr<Batches> TrainingLoop::plain_images(bool drop_single) const {
+std::unique_ptr<Batches> TrainingLoop::plain_images(LoaderOptions loader) const {
   const FinetuneOptions& options = run_.options;
-  LoaderOptions loader;
   loader.batch_size = options.batch;
   loader.channels = options.channels;
   loader.workers = options.workers;
   loader.bad_image = options.bad_image;
-  const auto images = static_cast<int64_t>(run_.data.split.train.size());
-  loader.drop_last = drop_single && images > options.batch && images % options.batch == 1;
   return image_batches(run_.data.all, run_.data.split.train, run_.card.preprocessing, {}, loader);
 }
 
@@ -369,14 +366,21 @@ bool TrainingLoop::features_done(int64_t images) {
 }
 
 bool TrainingLoop::measure() {
-  return objective_->measure([&] { return plain_images(false); },
+  LoaderOptions loader;
+  loader.shuffle = true;  // the first of them are of all classes
+  loader.seed = run_.options.seed;
+  return objective_->measure([&] { return plain_images(loader); },
                              [&](int64_t done) { return features_done(done); });
 }
 
 // EMA averages the statistics, too; those of SWA's weights are in none of the epochs.
 bool TrainingLoop::estimate_statistics() {
   if (run_.options.regularise.swa < 0 || !moves_statistics(*run_.model, phase())) return true;
-  return graft::estimate_statistics(*run_.model, phase(), *plain_images(true), run_.options.device,
+  const auto images = static_cast<int64_t>(run_.data.split.train.size());
+  LoaderOptions loader;
+  loader.drop_last = images > run_.options.batch && images % run_.options.batch == 1;
+  return graft::estimate_statistics(*run_.model, phase(), *plain_images(loader),
+                                    run_.options.device,
                                     [&](int64_t done) { return features_done(done); });
 }
 

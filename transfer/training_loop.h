@@ -36,8 +36,8 @@ class TrainingLoop {
   void train_step(const Batch& batch);
   bool judge_epoch();          // false: a stop was requested
   bool estimate_statistics();  // of averaged weights; false: a stop was requested
-  // Those to train, in order and without augmentation; without a last batch of one where asked.
-  std::unique_ptr<Batches> plain_images(bool drop_single) const;
+  // Those to train, without augmentation; what else the loader is told stays as given.
+  std::unique_ptr<Batches> plain_images(LoaderOptions loader) const;
   bool features_done(int64_t images);  // reports so many of them; false: a stop was requested
   bool out_of_patience() const;
   double value_of(const EpochReport& report) const;

@@ -20,6 +20,11 @@ void check_regularisation(const FinetuneOptions& options) {
   not_negative("the weight of Co-Tuning", o.co_tuning);
   not_negative("mixup's alpha", o.mixup);
   not_negative("cutmix's alpha", o.cutmix);
+  GRAFT_CHECK(o.delta_images >= 0,
+              "finetune: the images for DELTA's attention must be at least 0, ", "got ",
+              o.delta_images);
+  GRAFT_CHECK(o.delta_images == 0 || o.delta > 0,
+              "finetune: DELTA's attention says nothing without DELTA; give its weight, too");
   GRAFT_CHECK(o.bss_values >= 1, "finetune: BSS must act on at least 1 singular value, got ",
               o.bss_values);
   GRAFT_CHECK(o.bss == 0 || options.batch >= 2,
@@ -56,6 +61,7 @@ std::string describe_objective(const FinetuneOptions& options) {
     line += text(" + L2-SP (", o.l2_sp, " towards the start, ", o.l2_sp_head, " on the head)");
   }
   if (o.delta > 0) line += text(" + ", o.delta, " DELTA");
+  if (o.delta_images > 0) line += text(", attention from ", o.delta_images, " images");
   if (o.bss > 0) line += text(" + ", o.bss, " BSS of ", o.bss_values);
   if (o.co_tuning > 0) line += text(" + ", o.co_tuning, " Co-Tuning");
   if (o.stoch_norm > 0) line += text("; StochNorm ", o.stoch_norm);

@@ -13,6 +13,7 @@ struct RegulariseOptions {
   float l2_sp = 0;           // pull of the features towards the weights that the run starts from
   float l2_sp_head = 0.01f;  // pull of the head towards 0, where l2_sp is positive
   float delta = 0;           // pull of the feature maps towards those of the starting weights
+  int64_t delta_images = 0;  // that its attention to channels is measured on; 0: all count alike
   float bss = 0;             // on the smallest singular values of a batch's features
   int64_t bss_values = 1;    // how many of them
   float co_tuning = 0;       // of the source head's cross-entropy

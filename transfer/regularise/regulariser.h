@@ -34,9 +34,9 @@ class Regulariser {
   virtual std::vector<NamedTensor> parameters() { return {}; }
   // Whether it has yet to see the training images, before the first step.
   virtual bool wants_measuring() const { return false; }
-  // Shows it each of them once, as validation images are shown, while the model is the starting
-  // one. `keep_going` is called after every batch with the number of images done; when it returns
-  // false, so does this. Leaves the model in inference mode.
+  // Shows it each of them, as validation images are shown and in random order, while the model is
+  // the starting one. `keep_going` is called after every batch with the number of images done; when
+  // it returns false, so does this. Leaves the model in inference mode.
   virtual bool measure(Batches&, const std::function<bool(int64_t)>&) { return true; }
   // What it has learnt and measured, on the CPU, by names that no other uses: nothing before it was
   // measured. And the way back, where the state has it; throws Error on what does not fit.
