@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 #include <signal.h>
 
+#include "engine/io/weights.h"
 #include "tests/support/program.h"
 
 namespace graft {
@@ -78,6 +79,61 @@ TEST_CASE("distance and forgetting: an object for machines") {
   const Outcome kept =
       graft_program({"forgetting", "--before", last, "--after", last, "--data", data, "--json"});
   CHECK(json_lines(kept.out).at(0)["head"]["change"]["value"] == 0);
+}
+
+TEST_CASE("--out keeps what --json prints, the options and hashes of what was measured") {
+  const TemporaryFolder folder;
+  const std::string data = pictures().string(), weights = trained().string(),
+                    last = trained().parent_path() / "last.safetensors";
+  const auto sha256 = [](const json& config, const std::string& input, const std::string& path) {
+    return config["sha256"][input][path].get<std::string>();
+  };
+  struct Case {
+    std::vector<std::string> arguments;
+    std::string weights_option;
+  };
+  const std::vector<Case> cases{
+      {{"rank", "--data", data, "--candidates", weights, last}, "candidates"},
+      {{"distance", "--source", data, "--target", data, "--weights", weights}, "weights"},
+      {{"forgetting", "--before", weights, "--after", last, "--data", data}, "before"},
+      {{"probe", "--weights", weights, "--data", data, "--l2", "0.1,1"}, "weights"}};
+  for (const Case& one : cases) {
+    CAPTURE(one.arguments[0]);
+    const fs::path out = folder / one.arguments[0];
+    std::vector<std::string> arguments = one.arguments;
+    arguments.insert(arguments.end(), {"--json", "--batch", "8", "--out", out.string()});
+    const Outcome done = graft_program(arguments);
+    REQUIRE_MESSAGE(done.code == 0, done.err);
+    CHECK(json::parse(file_bytes(out / "result.json")) == json_lines(done.out).at(0));
+    const json config = json::parse(file_bytes(out / "config.json"));
+    CHECK(config["command"] == one.arguments[0]);
+    CHECK(config["options"]["batch"] == 8);
+    CHECK(config["options"]["device"] == "cpu");  // not given: the default
+    CHECK_FALSE(config["options"].contains("json"));
+    CHECK(sha256(config, one.weights_option, weights) == sha256_hex(trained()));
+    const std::string images = one.arguments[0] == "distance" ? "source" : "data";
+    CHECK(sha256(config, images, data).size() == 64);
+
+    const Outcome refused = graft_program(arguments);
+    CHECK(refused.code == 1);
+    CHECK(contains(refused.err, "already holds a result"));
+    CHECK(refused.out.empty());
+    arguments.emplace_back("--force");
+    CHECK(graft_program(arguments).code == 0);
+  }
+  const json probed = json::parse(file_bytes(folder / "probe" / "config.json"));
+  CHECK(probed["options"]["l2"] == json({0.1, 1}));
+
+  // A picture of another size is another collection.
+  fs::copy(pictures(), folder / "other", fs::copy_options::recursive);
+  testing::write_png(folder / "other" / "down" / "picture0.png", 4, 4, 3,
+                     std::vector<uint8_t>(48, 7));
+  const std::string other = (folder / "other").string();
+  REQUIRE(graft_program({"distance", "--source", data, "--target", other, "--weights", weights,
+                         "--out", folder / "gap"})
+              .code == 0);
+  const json gap = json::parse(file_bytes(folder / "gap" / "config.json"));
+  CHECK(sha256(gap, "source", data) != sha256(gap, "target", other));
 }
 
 TEST_CASE("extract and probe: files that the one writes are what the other judges") {

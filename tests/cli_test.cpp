@@ -16,8 +16,9 @@ using nlohmann::json;
 TEST_CASE("help with examples for the program and every command") {
   const Outcome all = graft_program({"--help"});
   CHECK(all.code == 0);
-  for (const char* name : {"finetune", "adapt", "plan", "evaluate", "verdict", "rank", "distance",
-                           "forgetting", "predict", "convert", "merge", "inspect", "info"}) {
+  for (const char* name :
+       {"finetune", "adapt", "plan", "evaluate", "verdict", "rank", "distance", "forgetting",
+        "predict", "extract", "probe", "convert", "merge", "experiment", "inspect", "info"}) {
     CHECK(contains(all.out, name));
     const Outcome one = graft_program({name, "--help"});
     CHECK(one.code == 0);
@@ -80,6 +81,8 @@ TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdou
       {{"finetune", "--data", data, "--out", out, "--arch", "mlp"}, "go together"},
       {{"finetune", "--data", data, "--out", out, "--weights", "w", "--batch", "0"},
        "batch must be at least 1"},
+      {{"finetune", "--data", data, "--out", out, "--weights", "w", "--drop-path", "1"},
+       "drop path must be below 1"},
       {{"finetune", "--data", data, "--out", out, "--weights", "w", "--lr", "-1"},
        "learning rate must be at least 0"},
       {{"finetune", "--data", data, "--out", out, "--weights", "w", "--optimizer", "adam"},

@@ -12,6 +12,7 @@
 #include "kernels/error.h"
 #include "layers/tap.h"
 #include "tests/support/pictures.h"
+#include "tests/support/test_device.h"
 #include "tests/support/weight_bytes.h"
 #include "transfer/batches.h"
 
@@ -28,6 +29,8 @@ TEST_CASE("any layer's outputs are those of one forward pass through the tap") {
   const ImageDataset data = read_image_folder(folder / "data");
   FeatureNetwork network;
   network.model = make_model("small_cnn", {2, 3, -1}, {3, 0, 0});
+  network.device = test::test_device();
+  network.model->to(network.device);
   network.card.preprocessing = preprocessing_of("small_cnn");
   network.card.preprocessing.crop = network.card.preprocessing.resize = 16;
 
@@ -56,7 +59,7 @@ TEST_CASE("any layer's outputs are those of one forward pass through the tap") {
     const NoGrad guard;
     network.model->eval();
     const Tap tap(*network.model, layer[0] == 0 ? "avgpool" : layer);
-    network.model->forward(all.images);
+    network.model->forward(all.images.to(network.device));
     const std::vector<float> whole = tap.output().to_vector<float>();
     REQUIRE(rows.size() == whole.size());
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -73,7 +76,7 @@ TEST_CASE("pooling over positions") {
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>((i * 7) % 24);
   const auto expect = [&](Pooling pooling, const auto& combine) {
     for (const Shape& shape : {Shape{2, 2, 3, 2}, Shape{2, 6, 2}}) {
-      const Tensor result = pooled(Tensor::of(values, shape), pooling);
+      const Tensor result = pooled(Tensor::of(values, shape).to(test::test_device()), pooling);
       CHECK(result.shape() == Shape{2, 2});
       const std::vector<float> got = result.to_vector<float>();
       for (size_t n = 0; n < 2; ++n) {

@@ -8,6 +8,7 @@
 #include "engine/io/weights.h"
 #include "kernels/error.h"
 #include "tests/support/pictures.h"
+#include "tests/support/test_device.h"
 #include "tests/support/weight_bytes.h"
 #include "transfer/batches.h"
 #include "transfer/task_data.h"
@@ -48,7 +49,7 @@ struct Fixture {
 
 TEST_CASE_FIXTURE(Fixture, "features and logits are what the model gives picture by picture") {
   const fs::path weights = write_weights(folder / "w.safetensors", false);
-  FeatureNetwork network = open_features(weights);
+  FeatureNetwork network = open_features(weights, test::test_device());
   REQUIRE(network.has_head);
   int64_t reported = 0;
   const ExtractedFeatures got =
@@ -83,8 +84,10 @@ TEST_CASE_FIXTURE(Fixture, "features and logits are what the model gives picture
 }
 
 TEST_CASE_FIXTURE(Fixture, "weights without a head give the same features and no logits") {
-  FeatureNetwork whole = open_features(write_weights(folder / "w.safetensors", false));
-  FeatureNetwork headless = open_features(write_weights(folder / "h.safetensors", true));
+  FeatureNetwork whole =
+      open_features(write_weights(folder / "w.safetensors", false), test::test_device());
+  FeatureNetwork headless =
+      open_features(write_weights(folder / "h.safetensors", true), test::test_device());
   CHECK_FALSE(headless.has_head);
   const ExtractedFeatures a = extract_features(whole, data(), {}, kAlways);
   const ExtractedFeatures b = extract_features(headless, data(), {}, kAlways);

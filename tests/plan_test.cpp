@@ -13,6 +13,7 @@
 #include "layers/norm.h"
 #include "tests/support/pictures.h"
 #include "transfer/finetune.h"
+#include "transfer/prepared_run.h"
 #include "transfer/presets.h"
 
 namespace graft {
@@ -484,6 +485,32 @@ TEST_CASE("dropout rules reach the head and the blocks") {
   CHECK(dropout("") == 0.5f);
   CHECK(dropout("_blocks.12") == 0.25f);
   CHECK(dropout("_blocks.9") < 0.25f);
+}
+
+TEST_CASE("drop path is the last block's, and less before it; a model without it is refused") {
+  FinetuneOptions options;
+  const auto block = [&](const std::string& wanted) {
+    const auto model = make_blank_model("efficientnet_lite0", {});
+    set_drop_path(*model, "efficientnet_lite0", options);
+    for (const auto& [name, module] : model->named_modules()) {
+      if (name == wanted) return dynamic_cast<DropsOut*>(module)->dropout_probability();
+    }
+    return -1.0f;
+  };
+  CHECK(block("_blocks.15") == doctest::Approx(0.2 * 15 / 16));  // its own
+  options.drop_path = 0.4f;
+  CHECK(block("_blocks.15") == 0.4f);
+  CHECK(block("_blocks.8") == doctest::Approx(0.4 * 8 / 15));
+  CHECK(block("_blocks.0") == 0);
+  options.drop_path = 0;
+  CHECK(block("_blocks.15") == 0);
+
+  const TemporaryFolder folder;
+  testing::write_stripes(folder / "data", 6, 16, 7);
+  FinetuneOptions none = small_run(folder / "data", folder / "run");
+  none.drop_path = 0.1f;
+  Observer quiet;
+  throws_with("small_cnn has no drop path", [&] { plan_finetune(none, quiet); });
 }
 
 TEST_CASE("planning writes nothing and trains nothing") {

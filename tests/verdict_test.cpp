@@ -7,7 +7,9 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/io/weights.h"
+#include "tests/support/lost_device.h"
 #include "tests/support/pictures.h"
+#include "tests/support/test_device.h"
 #include "tests/support/weight_bytes.h"
 #include "transfer/features.h"
 #include "transfer/task_data.h"
@@ -72,6 +74,7 @@ VerdictOptions small_verdict(const std::string& source, const fs::path& out) {
   options.recipe.epochs = 1;
   options.recipe.batch = 4;
   options.recipe.workers = 0;
+  options.recipe.device = test::test_device();
   options.seeds = 3;
   return options;
 }
@@ -173,6 +176,29 @@ TEST_CASE("a verdict stopped anywhere goes on to the same answer, and repeats no
   more.seeds = 2;
   CHECK(contains(error_of([&] { continue_verdict(folder / "whole", more, never); }),
                  "cannot become 2"));
+}
+
+TEST_CASE("a lost device tells the verdict's own command, and what it continues ends alike") {
+  if (test::test_device().is_cpu() || !cuda::is_simulated()) return;
+  const TemporaryFolder folder;
+  VerdictOptions options = small_verdict("good", folder / "whole");
+  options.seeds = 2;
+  const Verdict whole = judged(options);
+  options.recipe.out = folder / "lost";
+  options.recipe.save_minutes = 0;                    // after every step
+  test::LoseDevice<VerdictObserver> observer(3, 10);  // in the first arm
+  const std::string message = error_of([&] { judge_transfer(options, observer); });
+  cuda::reset_simulated_device();
+  CAPTURE(message);
+  CHECK(contains(message, "CUDA reports cudaErrorLaunchFailure"));
+  CHECK(message.ends_with("graft verdict --resume " + options.recipe.out.string()));
+  CHECK_FALSE(contains(message, "graft finetune"));
+  VerdictObserver quiet;
+  const Verdict resumed = continue_verdict(options.recipe.out, {}, quiet);
+  REQUIRE(resumed.runs.size() == whole.runs.size());
+  for (size_t i = 0; i < whole.runs.size(); ++i) {
+    CHECK(resumed.runs[i].wrong == whole.runs[i].wrong);
+  }
 }
 
 TEST_CASE("what cannot be judged is refused before anything is written") {

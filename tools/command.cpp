@@ -39,8 +39,9 @@ void ComputeOptions::add_to(CLI::App& command) {
           [this](const std::string& name) {
             precision = name == "bf16" ? Dtype::bf16 : Dtype::f32;
           },
-          "f32, or bf16 activations: half the memory; weights stay f32 (f32)")
-      ->check(CLI::IsMember({"f32", "bf16"}));
+          "f32, or bf16 activations: half the memory; weights stay f32")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->default_str("f32");
 }
 
 Device ComputeOptions::apply() const {

@@ -2,6 +2,7 @@
 #include <iostream>
 
 #include "tools/command.h"
+#include "tools/kept_result.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
@@ -15,6 +16,7 @@ struct Options {
   std::string source, target, weights;
   bool json = false;
   ComputeOptions compute;
+  KeptResult kept;
 };
 
 std::string name_of(GapSize size) {
@@ -84,6 +86,7 @@ void run_distance(const Options& options) {
   gap.weights = options.weights;
   gap.device = options.compute.apply();
   gap.precision = options.compute.precision;
+  options.kept.begin();
   catch_stop_signals();
   ProgressBar bar;
   const DomainGap result = measure_domain_gap(gap, [&](int64_t done, int64_t total) {
@@ -98,6 +101,9 @@ void run_distance(const Options& options) {
   } else {
     print_text(result);
   }
+  options.kept.write(to_json(result), {{"source", options.source, ""},
+                                       {"target", options.target, ""},
+                                       {"weights", options.weights, ""}});
 }
 
 }  // namespace
@@ -107,7 +113,8 @@ void add_distance(CLI::App& app) {
   CLI::App* command = add_command(
       app, "distance", "Measure how far apart two folders of images are for a network",
       "graft distance --source studio --target phone --weights lite0.safetensors\n"
-      "graft distance --source studio --target phone --weights run/best.safetensors --json");
+      "graft distance --source studio --target phone --weights run/best.safetensors --json\n"
+      "graft distance --source studio --target phone --weights lite0.safetensors --out gap");
   const char* folder = "folder with one sub-folder a class, or a CSV manifest; labels are not used";
   command->add_option("--source", options->source, folder)->required();
   command->add_option("--target", options->target, folder)->required();
@@ -125,6 +132,7 @@ void add_distance(CLI::App& app) {
   command->add_option("--workers", options->gap.reading.workers, "threads that decode images")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
+  options->kept.add_to(*command);
   add_json_option(*command, options->json);
   options->compute.add_to(*command);
   command->callback([options] { run_distance(*options); });

@@ -172,6 +172,8 @@ void FinetuneCommand::add_model() {
       ->check(known_architecture());
   command_->add_flag("--from-scratch", from_scratch_, "random weights instead of --weights");
   add("--dropout", GRAFT_MEMBER(dropout), "before the head (the architecture's own)");
+  add("--drop-path", GRAFT_MEMBER(drop_path),
+      "of EfficientNet's last block, less before it (the architecture's own)");
   add("--preset", GRAFT_MEMBER(preset), "a plan in phases; graft plan lists them");
   add("--plan", GRAFT_MEMBER(plan), "file with a plan in phases, such as graft plan writes");
   add("--freeze", GRAFT_MEMBER(freeze),

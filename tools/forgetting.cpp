@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "tools/command.h"
+#include "tools/kept_result.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
@@ -16,6 +17,7 @@ struct Options {
   std::string before, after, data;
   bool json = false;
   ComputeOptions compute;
+  KeptResult kept;
 };
 
 nlohmann::ordered_json json_of(const Interval& interval) {
@@ -63,6 +65,7 @@ void run_forgetting(const Options& options) {
   forgetting.data = options.data;
   forgetting.device = options.compute.apply();
   forgetting.precision = options.compute.precision;
+  options.kept.begin();
   catch_stop_signals();
   ProgressBar bar;
   const Forgetting result = measure_forgetting(forgetting, [&](int64_t done, int64_t total) {
@@ -72,14 +75,18 @@ void run_forgetting(const Options& options) {
   });
   bar.clear();
   if (result.images == 0) throw Exit{stopped_exit_code()};
+  const nlohmann::ordered_json json{{"images", result.images},
+                                    {"classes", result.classes},
+                                    {"head", json_of(result.head)},
+                                    {"probe", json_of(result.probe)}};
   if (options.json) {
-    print_json({{"images", result.images},
-                {"classes", result.classes},
-                {"head", json_of(result.head)},
-                {"probe", json_of(result.probe)}});
+    print_json(json);
   } else {
     print_text(result);
   }
+  options.kept.write(json, {{"before", options.before, ""},
+                            {"after", options.after, ""},
+                            {"data", options.data, forgetting.split}});
 }
 
 }  // namespace
@@ -91,7 +98,9 @@ void add_forgetting(CLI::App& app) {
       "graft forgetting --before source.safetensors --after run/best.safetensors --data "
       "source-test\n"
       "graft forgetting --before a.safetensors --after b.safetensors --data labels.csv --split "
-      "test --json");
+      "test --json\n"
+      "graft forgetting --before a.safetensors --after b.safetensors --data source-test --out "
+      "kept");
   command->add_option("--before", options->before, "the source's weights, with their head")
       ->required();
   command->add_option("--after", options->after, "the weights that were fine-tuned from them")
@@ -112,6 +121,7 @@ void add_forgetting(CLI::App& app) {
       ->add_option("--workers", options->forgetting.reading.workers, "threads that decode images")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
+  options->kept.add_to(*command);
   add_json_option(*command, options->json);
   options->compute.add_to(*command);
   command->callback([options] { run_forgetting(*options); });

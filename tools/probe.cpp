@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "tools/command.h"
+#include "tools/kept_result.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
@@ -20,6 +21,7 @@ struct Options {
   ProbeOptions probe;
   bool json = false;
   ComputeOptions compute;
+  KeptResult kept;
 };
 
 FeatureTable table_of(FeatureNetwork& network, const std::string& folder, const Options& options) {
@@ -63,6 +65,25 @@ nlohmann::ordered_json json_of(const ProbeScore& score) {
           {"balanced_accuracy", json_of(score.balanced_accuracy)}};
 }
 
+nlohmann::ordered_json to_json(const ProbeResult& result) {
+  nlohmann::ordered_json tried = nlohmann::ordered_json::array();
+  for (size_t i = 0; i < result.validation.l2.size(); ++i) {
+    tried.push_back({{"l2", result.validation.l2[i]},
+                     {"accuracy", result.validation.accuracy[i]},
+                     {"loss", result.validation.loss[i]}});
+  }
+  return {{"train", result.train},
+          {"test", result.test},
+          {"features", result.width},
+          {"classes", result.class_names},
+          {"l2", result.l2},
+          {"cross_validation", tried},
+          {"logistic", json_of(result.logistic)},
+          {"nearest", json_of(result.nearest)},
+          {"largest_class", result.largest_class},
+          {"difference", json_of(result.difference)}};
+}
+
 std::string percents(const Interval& interval) {
   return text(fixed(100 * interval.value, 1), " (", fixed(100 * interval.low, 1), " to ",
               fixed(100 * interval.high, 1), ")");
@@ -95,27 +116,18 @@ void run_probe(const Options& options) {
   if (options.features.empty() ? !options.test_features.empty() : !options.test_data.empty()) {
     throw UsageError("probe: --test goes with --features, --test-data with --data");
   }
+  options.kept.begin();
   const ProbeResult result = judge(options);
-  if (!options.json) {
+  if (options.json) {
+    print_json(to_json(result));
+  } else {
     print_text(result, options.probe);
-    return;
   }
-  nlohmann::ordered_json tried = nlohmann::ordered_json::array();
-  for (size_t i = 0; i < result.validation.l2.size(); ++i) {
-    tried.push_back({{"l2", result.validation.l2[i]},
-                     {"accuracy", result.validation.accuracy[i]},
-                     {"loss", result.validation.loss[i]}});
-  }
-  print_json({{"train", result.train},
-              {"test", result.test},
-              {"features", result.width},
-              {"classes", result.class_names},
-              {"l2", result.l2},
-              {"cross_validation", tried},
-              {"logistic", json_of(result.logistic)},
-              {"nearest", json_of(result.nearest)},
-              {"largest_class", result.largest_class},
-              {"difference", json_of(result.difference)}});
+  options.kept.write(to_json(result), {{"weights", options.weights, ""},
+                                       {"data", options.data, ""},
+                                       {"test-data", options.test_data, ""},
+                                       {"features", options.features, ""},
+                                       {"test", options.test_features, ""}});
 }
 
 }  // namespace
@@ -125,7 +137,8 @@ void add_probe(CLI::App& app) {
   CLI::App* command = add_command(
       app, "probe", "Judge a network's features: logistic regression and nearest neighbours",
       "graft probe --weights lite0.safetensors --data photos\n"
-      "graft probe --features train.safetensors --test test.safetensors --json");
+      "graft probe --features train.safetensors --test test.safetensors --json\n"
+      "graft probe --weights lite0.safetensors --data photos --out probed");
   command->add_option("--weights", options->weights, "weights from graft convert or finetune");
   command->add_option("--data", options->data,
                       "folder with one sub-folder a class, or a CSV manifest (path,label)");
@@ -156,6 +169,7 @@ void add_probe(CLI::App& app) {
   command->add_option("--workers", options->workers, "threads that decode images")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
+  options->kept.add_to(*command);
   add_json_option(*command, options->json);
   options->compute.add_to(*command);
   command->callback([options] { run_probe(*options); });

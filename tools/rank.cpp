@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "tools/command.h"
+#include "tools/kept_result.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
@@ -17,6 +18,7 @@ struct Options {
   std::vector<std::string> candidates;
   bool json = false;
   ComputeOptions compute;
+  KeptResult kept;
 };
 
 std::string joined(const std::vector<std::string>& names) {
@@ -104,6 +106,7 @@ void run_rank(const Options& options) {
   rank.candidates.assign(options.candidates.begin(), options.candidates.end());
   rank.device = options.compute.apply();
   rank.precision = options.compute.precision;
+  options.kept.begin();
   catch_stop_signals();
   ProgressBar bar;
   const Ranking ranking =
@@ -120,6 +123,10 @@ void run_rank(const Options& options) {
   } else {
     print_text(ranking);
   }
+  std::vector<MeasuredInput> inputs{{"data", rank.data, rank.split}};
+  for (const std::string& weights : options.candidates)
+    inputs.push_back({"candidates", weights, ""});
+  options.kept.write(to_json(ranking), inputs);
 }
 
 }  // namespace
@@ -129,7 +136,8 @@ void add_rank(CLI::App& app) {
   CLI::App* command = add_command(
       app, "rank", "Order pre-trained weights by how well they suit your images",
       "graft rank --data photos --candidates lite0.safetensors resnet18.safetensors\n"
-      "graft rank --data photos --candidates a.safetensors b.safetensors --score h-score --json");
+      "graft rank --data photos --candidates a.safetensors b.safetensors --score h-score --json\n"
+      "graft rank --data photos --candidates a.safetensors b.safetensors --out ranking");
   command
       ->add_option("--data", options->data,
                    "folder with one sub-folder a class, or a CSV manifest (path,label[,split])")
@@ -153,6 +161,7 @@ void add_rank(CLI::App& app) {
   command->add_option("--workers", options->rank.reading.workers, "threads that decode images")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
+  options->kept.add_to(*command);
   add_json_option(*command, options->json);
   options->compute.add_to(*command);
   command->callback([options] { run_rank(*options); });

@@ -102,6 +102,7 @@ FinetuneResult resume(const std::filesystem::path& path, const ResumeOptions& ch
   run.model = make_model(run.card.architecture,
                          {run.card.classes, run.card.in_channels, run.options.dropout},
                          {run.options.seed, 0, 0});
+  set_drop_path(*run.model, run.card.architecture, run.options);
   run.weights_sha256 = config.weights_sha256;
   attach_adapters(run.options, *run.model, observer);
   run.model->load_strict(run.state.model, folder.state().string());

@@ -132,6 +132,7 @@ void check_options(const FinetuneOptions& o) {
   GRAFT_CHECK(o.batch_norm_momentum <= 1, "finetune: batch-norm momentum must be at most 1, got ",
               o.batch_norm_momentum);
   GRAFT_CHECK(o.dropout < 1, "finetune: dropout must be below 1, got ", o.dropout);
+  GRAFT_CHECK(o.drop_path < 1, "finetune: drop path must be below 1, got ", o.drop_path);
   if (o.steps <= 0) at_least("epochs", static_cast<double>(o.epochs), 1);
   at_least("steps", static_cast<double>(o.steps), 0);
   at_least("batch", static_cast<double>(o.batch), 1);
@@ -190,6 +191,7 @@ void each_member(Options& o, const Visit& visit) {
   visit("weights", o.weights);
   visit("architecture", o.architecture);
   visit("dropout", o.dropout);
+  visit("drop_path", o.drop_path);
   visit("preset", o.preset);
   visit("plan", o.plan);
   visit("freeze", o.freeze);

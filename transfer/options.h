@@ -65,6 +65,8 @@ struct FinetuneOptions {
   std::filesystem::path weights;
   std::string architecture;
   float dropout = -1;  // before the head; negative: the architecture's own
+  // Of the last block, less before it; negative: the architecture's own.
+  float drop_path = -1;
 
   // --- what trains
   // A plan in phases (plan.h): a preset's name, or a file. Else one phase made of the next three

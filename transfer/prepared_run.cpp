@@ -1,8 +1,10 @@
 #include "transfer/prepared_run.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/error.h"
+#include "layers/dropout.h"
 #include "transfer/adapters.h"
 
 namespace graft {
@@ -42,6 +44,7 @@ void make_model_for(PreparedRun& run, Observer& observer) {
     run.model = std::move(adapted.model);
     run.card = std::move(adapted.card);
   }
+  set_drop_path(*run.model, run.card.architecture, options);
   run.card.classes = classes;
   run.card.in_channels = options.channels;
   run.card.class_names = run.data.all.class_names;
@@ -49,6 +52,24 @@ void make_model_for(PreparedRun& run, Observer& observer) {
 }
 
 }  // namespace
+
+void set_drop_path(ImageModel& model, const std::string& architecture,
+                   const FinetuneOptions& options) {
+  if (options.drop_path < 0) return;
+  std::vector<DropsOut*> blocks;
+  float last = 0;
+  for (const auto& [name, module] : model.named_modules()) {
+    auto* drops = dynamic_cast<DropsOut*>(module);
+    if (name.empty() || drops == nullptr) continue;  // the model itself: before its head
+    blocks.push_back(drops);
+    last = std::max(last, drops->dropout_probability());
+  }
+  GRAFT_CHECK(last > 0, "finetune: ", architecture,
+              " has no drop path; leave --drop-path out (--dropout acts before the head)");
+  for (DropsOut* block : blocks) {
+    block->set_dropout(options.drop_path * (block->dropout_probability() / last));
+  }
+}
 
 void describe(const TaskData& data, Observer& observer) {
   observer.message(text(data.all.samples.size(), " images in ", data.all.class_names.size(),

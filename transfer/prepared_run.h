@@ -28,6 +28,10 @@ PreparedRun prepare(const FinetuneOptions& options, Observer& observer);
 // Reads the weights of a run from pre-trained ones once more. The run outlives it.
 Start start_of(const PreparedRun& run);
 
+// Sets the drop path of a model's blocks as options.drop_path says. Throws where it has none.
+void set_drop_path(ImageModel& model, const std::string& architecture,
+                   const FinetuneOptions& options);
+
 // Who trains and who judges, in lines for people.
 void describe(const TaskData& data, Observer& observer);
 

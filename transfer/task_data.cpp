@@ -66,22 +66,30 @@ void take_manifest_split(TaskData& data, const std::vector<std::string>& splits)
   data.split_source = "the manifest's split column";
 }
 
+// A manifest may name its images absolutely though it was itself named relatively.
+std::string below(const fs::path& root, const fs::path& path) {
+  const auto from_top = [](const fs::path& any) {
+    return (fs::current_path() / any).lexically_normal();
+  };
+  return from_top(path).lexically_relative(from_top(root)).generic_string();
+}
+
+// In bytes; 0 where there is no such file.
+uintmax_t size_of(const fs::path& path) {
+  std::error_code unreadable;
+  const auto bytes = fs::file_size(path, unreadable);
+  return unreadable ? 0 : bytes;
+}
+
 std::string hash_of(const TaskData& data, const fs::path& root) {
   std::vector<const char*> part(data.all.samples.size(), "left out");
   for (int64_t i : data.split.train) part[static_cast<size_t>(i)] = "train";
   for (int64_t i : data.split.held_out) part[static_cast<size_t>(i)] = "val";
-  // A manifest may name its images absolutely though it was itself named relatively.
-  const auto from_top = [](const fs::path& path) {
-    return (fs::current_path() / path).lexically_normal();
-  };
-  const fs::path top = from_top(root);
   std::string list;
   for (size_t i = 0; i < data.all.samples.size(); ++i) {
     const Sample& sample = data.all.samples[i];
-    std::error_code unreadable;
-    const auto bytes = fs::file_size(sample.path, unreadable);
-    list += text(from_top(sample.path).lexically_relative(top).generic_string(), '\t', sample.label,
-                 '\t', sample.group, '\t', part[i], '\t', unreadable ? 0 : bytes, '\n');
+    list += text(below(root, sample.path), '\t', sample.label, '\t', sample.group, '\t', part[i],
+                 '\t', size_of(sample.path), '\n');
   }
   for (const std::string& name : data.all.class_names) list += name + '\n';
   return sha256_hex_of(list.data(), list.size());
@@ -130,6 +138,14 @@ int64_t positive_class(const std::vector<std::string>& class_names, const std::s
   GRAFT_CHECK(found != class_names.end(), "positive class: \"", name, "\" is not one of ",
               class_names);
   return found - class_names.begin();
+}
+
+std::string images_sha256(const ImageDataset& images, const fs::path& root) {
+  std::string list;
+  for (const Sample& sample : images.samples) {
+    list += text(below(root, sample.path), '\t', sample.label, '\t', size_of(sample.path), '\n');
+  }
+  return sha256_hex_of(list.data(), list.size());
 }
 
 ImageDataset read_images(const fs::path& path, const std::string& split) {

@@ -32,6 +32,8 @@ int64_t positive_class(const std::vector<std::string>& class_names, const std::s
 
 // All images of a folder of classes, or a manifest's rows with this split ("" for all).
 ImageDataset read_images(const std::filesystem::path& data, const std::string& split = "");
+// SHA-256 over every image's path below `root`, label and size in bytes.
+std::string images_sha256(const ImageDataset& images, const std::filesystem::path& root);
 
 // Turns the data's labels into a model's class indices, by name. Throws on a class that the model
 // does not have, and on a model without names.

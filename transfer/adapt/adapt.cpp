@@ -64,8 +64,11 @@ TargetData open_target(const AdaptOptions& options, const TaskData& source,
 }
 
 void set_blank(AdaptRun& run) {
-  run.blank = [card = run.card, dropout = run.options.training.dropout] {
-    return make_blank_model(card.architecture, {card.classes, card.in_channels, dropout});
+  run.blank = [card = run.card, training = run.options.training] {
+    auto blank =
+        make_blank_model(card.architecture, {card.classes, card.in_channels, training.dropout});
+    set_drop_path(*blank, card.architecture, training);
+    return blank;
   };
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <iterator>
 
-#include "engine/io/weights.h"
 #include "kernels/error.h"
 #include "transfer/task_data.h"
 
@@ -28,17 +27,6 @@ std::vector<std::string> only_in_first(const std::vector<std::string>& a,
   std::vector<std::string> names;
   std::set_difference(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(names));
   return names;
-}
-
-std::string hash_of(const ImageDataset& images, const fs::path& root) {
-  std::string list;
-  for (const Sample& sample : images.samples) {
-    std::error_code unreadable;
-    const auto bytes = fs::file_size(sample.path, unreadable);
-    list += text(sample.path.lexically_relative(root).generic_string(), '\t', sample.label, '\t',
-                 unreadable ? 0 : bytes, '\n');
-  }
-  return sha256_hex_of(list.data(), list.size());
 }
 
 }  // namespace
@@ -72,7 +60,7 @@ TargetData read_target(const fs::path& path, const std::vector<std::string>& sou
                 "; rename or remove class folders, or give the target's images without any");
   }
   target.images.class_names = source_classes;
-  target.sha256 = hash_of(target.images, fs::is_directory(path) ? path : path.parent_path());
+  target.sha256 = images_sha256(target.images, fs::is_directory(path) ? path : path.parent_path());
   return target;
 }
 
