@@ -5,6 +5,7 @@
 #include <set>
 
 #include "tools/command.h"
+#include "tools/numbers.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
@@ -14,8 +15,6 @@
 
 namespace graft {
 namespace {
-
-std::string percent(double part) { return fixed(part * 100, 1) + " %"; }
 
 std::string epoch_line(const AdaptReport& report) {
   const Health& health = report.health;

@@ -2,8 +2,8 @@
 // function that adds it to the program; its callback does the work and reports failure by throwing:
 //
 //   void add_inspect(CLI::App& app) {
-//     struct Options { std::string file; bool json = false; };
-//     auto options = std::make_shared<Options>();
+//     struct InspectFlags { std::string file; bool json = false; };
+//     auto options = std::make_shared<InspectFlags>();
 //     CLI::App* command = add_command(app, "inspect", "Show what a weight file holds",
 //                                     "graft inspect model.pth\ngraft inspect model.safetensors
 //                                     --json");

@@ -10,7 +10,7 @@
 namespace graft {
 namespace {
 
-struct Options {
+struct ConvertFlags {
   std::string in, out, classes_file;
   ConvertOptions convert;
   bool force = false, json = false;
@@ -27,7 +27,7 @@ std::vector<std::string> lines_of(const std::string& path) {
   return lines;
 }
 
-void run_convert(Options options) {
+void run_convert(ConvertFlags options) {
   if (!options.classes_file.empty()) {
     options.convert.class_names = lines_of(options.classes_file);
   }
@@ -58,7 +58,7 @@ void run_convert(Options options) {
 }  // namespace
 
 void add_convert(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ConvertFlags>();
   CLI::App* command = add_command(
       app, "convert", "Convert a PyTorch checkpoint to safetensors with a model card",
       "graft convert efficientnet-lite0.pth lite0.safetensors\n"

@@ -3,6 +3,7 @@
 
 #include "tools/command.h"
 #include "tools/kept_result.h"
+#include "tools/numbers.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
@@ -11,7 +12,7 @@
 namespace graft {
 namespace {
 
-struct Options {
+struct DistanceFlags {
   DomainGapOptions gap;
   std::string source, target, weights;
   bool json = false;
@@ -42,10 +43,6 @@ std::string in_words(const DomainGap& gap) {
   }
   return "unclear: the intervals are too wide to tell a small gap from a large one. Give more "
          "images";
-}
-
-nlohmann::ordered_json json_of(const Interval& interval) {
-  return {{"value", interval.value}, {"low", interval.low}, {"high", interval.high}};
 }
 
 nlohmann::ordered_json to_json(const DomainGap& gap) {
@@ -79,7 +76,7 @@ void print_text(const DomainGap& gap) {
             << in_words(gap) << "\n";
 }
 
-void run_distance(const Options& options) {
+void run_distance(const DistanceFlags& options) {
   DomainGapOptions gap = options.gap;
   gap.source = options.source;
   gap.target = options.target;
@@ -109,7 +106,7 @@ void run_distance(const Options& options) {
 }  // namespace
 
 void add_distance(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<DistanceFlags>();
   CLI::App* command = add_command(
       app, "distance", "Measure how far apart two folders of images are for a network",
       "graft distance --source studio --target phone --weights lite0.safetensors\n"

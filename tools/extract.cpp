@@ -12,7 +12,7 @@
 namespace graft {
 namespace {
 
-struct Options {
+struct ExtractFlags {
   std::string weights, data, split, layer, pooling = "avg", out, bad_image = "error";
   int64_t batch = 32, workers = 1;
   bool json = false;
@@ -26,7 +26,7 @@ Pooling pooling_named(const std::string& name) {
                          : Pooling::cls;
 }
 
-void run_extract(const Options& options) {
+void run_extract(const ExtractFlags& options) {
   FeatureWriter writer(options.out);
   const Device device = options.compute.apply();
   FeatureNetwork network = open_features(options.weights, device, options.compute.precision);
@@ -80,7 +80,7 @@ void run_extract(const Options& options) {
 }  // namespace
 
 void add_extract(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ExtractFlags>();
   CLI::App* command = add_command(
       app, "extract", "Write what a layer makes of your images, for other programs",
       "graft extract --weights lite0.safetensors --data photos --out features.safetensors\n"

@@ -7,6 +7,7 @@
 
 #include "tools/command.h"
 #include "tools/find_lr.h"
+#include "tools/numbers.h"
 #include "tools/plan_view.h"
 #include "tools/progress.h"
 #include "tools/regularise_flags.h"
@@ -14,8 +15,6 @@
 
 namespace graft {
 namespace {
-
-std::string percent(double part) { return fixed(part * 100, 1) + " %"; }
 
 std::string epoch_line(const EpochReport& report) {
   std::string line = text("epoch ", report.epoch, ": train loss ", fixed(report.train_loss, 4),

@@ -5,6 +5,7 @@
 
 #include "tools/command.h"
 #include "tools/kept_result.h"
+#include "tools/numbers.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
@@ -12,7 +13,7 @@
 namespace graft {
 namespace {
 
-struct Options {
+struct ForgettingFlags {
   ForgettingOptions forgetting;
   std::string before, after, data;
   bool json = false;
@@ -20,17 +21,11 @@ struct Options {
   KeptResult kept;
 };
 
-nlohmann::ordered_json json_of(const Interval& interval) {
-  return {{"value", interval.value}, {"low", interval.low}, {"high", interval.high}};
-}
-
 nlohmann::ordered_json json_of(const KeptAccuracy& kept) {
   return {{"before", json_of(kept.before)},
           {"after", json_of(kept.after)},
           {"change", json_of(kept.change)}};
 }
-
-std::string percent(double part) { return fixed(part * 100, 1); }
 
 std::string in_words(const Forgetting& result) {
   if (result.probe.change.high < 0) {
@@ -47,9 +42,9 @@ std::string in_words(const Forgetting& result) {
 void print_text(const Forgetting& result) {
   Table table({"<source accuracy, %", "before", "after", "change", "95 % interval"});
   const auto row = [&](const std::string& name, const KeptAccuracy& kept) {
-    table.row({name, percent(kept.before.value), percent(kept.after.value),
-               percent(kept.change.value),
-               text(percent(kept.change.low), " to ", percent(kept.change.high))});
+    table.row({name, in_percent(kept.before.value), in_percent(kept.after.value),
+               in_percent(kept.change.value),
+               text(in_percent(kept.change.low), " to ", in_percent(kept.change.high))});
   };
   row("old head", result.head);
   row("new probe", result.probe);
@@ -58,7 +53,7 @@ void print_text(const Forgetting& result) {
             << in_words(result) << "\n";
 }
 
-void run_forgetting(const Options& options) {
+void run_forgetting(const ForgettingFlags& options) {
   ForgettingOptions forgetting = options.forgetting;
   forgetting.before = options.before;
   forgetting.after = options.after;
@@ -92,7 +87,7 @@ void run_forgetting(const Options& options) {
 }  // namespace
 
 void add_forgetting(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ForgettingFlags>();
   CLI::App* command = add_command(
       app, "forgetting", "Measure what fine-tuning made a network forget of its source task",
       "graft forgetting --before source.safetensors --after run/best.safetensors --data "

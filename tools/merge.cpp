@@ -9,12 +9,12 @@
 namespace graft {
 namespace {
 
-struct Options {
+struct MergeFlags {
   std::string weights, delta, out;
   bool force = false, json = false;
 };
 
-void run_merge(const Options& options) {
+void run_merge(const MergeFlags& options) {
   const MergedDelta merged =
       merge_delta(options.weights, options.delta, options.out, options.force);
   const DeltaCard& card = merged.card;
@@ -40,7 +40,7 @@ void run_merge(const Options& options) {
 }  // namespace
 
 void add_merge(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<MergeFlags>();
   CLI::App* command =
       add_command(app, "merge", "Put what finetune --lora learnt into the weights it started from",
                   "graft merge --weights lite0.safetensors --delta run/lora.safetensors "

@@ -1,4 +1,4 @@
-// Parts and gains in per cent, as the experiments' tables show them.
+// Parts, gains and intervals as the program prints them.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -10,16 +10,18 @@
 
 namespace graft {
 
-inline std::string percent(double part) { return fixed(part * 100, 1); }
+// "81.5" for a table, "81.5 %" for a sentence.
+inline std::string in_percent(double part) { return fixed(part * 100, 1); }
+inline std::string percent(double part) { return in_percent(part) + " %"; }
 
 // "+3.2 (-0.4 to +6.8)"
 inline std::string points(const Interval& gain) {
-  const auto sign = [](double x) { return (x < 0 ? "" : "+") + percent(x); };
+  const auto sign = [](double x) { return (x < 0 ? "" : "+") + in_percent(x); };
   return text(sign(gain.value), " (", sign(gain.low), " to ", sign(gain.high), ")");
 }
 
-inline nlohmann::ordered_json as_json(const Interval& gain) {
-  return {{"value", gain.value}, {"low", gain.low}, {"high", gain.high}};
+inline nlohmann::ordered_json json_of(const Interval& interval) {
+  return {{"value", interval.value}, {"low", interval.low}, {"high", interval.high}};
 }
 
 }  // namespace graft

@@ -85,7 +85,7 @@ Plan plan_at(const std::string& where) {
   return read_plan(std::filesystem::is_directory(path) ? RunFolder{path}.plan() : path, {});
 }
 
-struct Options {
+struct PlanFlags {
   std::string preset, weights, architecture;
   std::vector<std::string> diff;
   int64_t epochs = FinetuneOptions().epochs;
@@ -93,7 +93,7 @@ struct Options {
   bool json = false;
 };
 
-void run_diff(const Options& options) {
+void run_diff(const PlanFlags& options) {
   const std::vector<std::string> lines =
       differences(plan_at(options.diff[0]), plan_at(options.diff[1]));
   if (options.json) {
@@ -104,7 +104,7 @@ void run_diff(const Options& options) {
   for (const std::string& line : lines) std::cout << line << "\n";
 }
 
-void run_list(const Options& options) {
+void run_list(const PlanFlags& options) {
   Table table({"<preset", "<what it does"});
   for (const Preset& preset : presets()) {
     if (options.json) print_json({{"preset", preset.name}, {"summary", preset.summary}});
@@ -113,7 +113,7 @@ void run_list(const Options& options) {
   if (!options.json) std::cout << table.text();
 }
 
-void run_preset(const Options& options) {
+void run_preset(const PlanFlags& options) {
   if (options.weights.empty() == options.architecture.empty()) {
     throw UsageError("plan: give the model, with --weights FILE or --arch NAME");
   }
@@ -131,7 +131,7 @@ void run_preset(const Options& options) {
   std::cout << to_json(plan_of(finetune, loaded.card.architecture, *loaded.model));
 }
 
-void run_plan(const Options& options) {
+void run_plan(const PlanFlags& options) {
   if (!options.diff.empty()) {
     run_diff(options);
   } else if (options.preset.empty()) {
@@ -176,7 +176,7 @@ void print_planned(const PlannedRun& planned, bool json) {
 }
 
 void add_plan(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<PlanFlags>();
   CLI::App* command = add_command(
       app, "plan", "List the presets, write one as a file to edit, or compare two plans",
       "graft plan\n"

@@ -5,6 +5,7 @@
 
 #include "tools/command.h"
 #include "tools/kept_result.h"
+#include "tools/numbers.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
@@ -14,7 +15,7 @@
 namespace graft {
 namespace {
 
-struct Options {
+struct ProbeFlags {
   std::string weights, data, test_data, features, test_features;
   double held_out = 0.25;
   int64_t batch = 32, workers = 1;
@@ -24,7 +25,8 @@ struct Options {
   KeptResult kept;
 };
 
-FeatureTable table_of(FeatureNetwork& network, const std::string& folder, const Options& options) {
+FeatureTable table_of(FeatureNetwork& network, const std::string& folder,
+                      const ProbeFlags& options) {
   const ImageDataset data = read_images(folder, "");
   ProgressBar bar;
   const auto total = static_cast<double>(data.samples.size());
@@ -39,7 +41,7 @@ FeatureTable table_of(FeatureNetwork& network, const std::string& folder, const 
   return {std::move(extracted.features), std::move(extracted.labels), data.class_names};
 }
 
-ProbeResult judge(const Options& options) {
+ProbeResult judge(const ProbeFlags& options) {
   FeatureTable train, test;
   const bool apart = !options.test_data.empty() || !options.test_features.empty();
   if (!options.features.empty()) {
@@ -57,9 +59,6 @@ ProbeResult judge(const Options& options) {
   return probe(split.train, split.test, options.probe);
 }
 
-nlohmann::ordered_json json_of(const Interval& interval) {
-  return {{"value", interval.value}, {"low", interval.low}, {"high", interval.high}};
-}
 nlohmann::ordered_json json_of(const ProbeScore& score) {
   return {{"accuracy", json_of(score.accuracy)},
           {"balanced_accuracy", json_of(score.balanced_accuracy)}};
@@ -109,7 +108,7 @@ void print_text(const ProbeResult& result, const ProbeOptions& options) {
   }
 }
 
-void run_probe(const Options& options) {
+void run_probe(const ProbeFlags& options) {
   if (options.features.empty() == (options.weights.empty() || options.data.empty())) {
     throw UsageError("probe: give --weights and --data, or --features");
   }
@@ -133,7 +132,7 @@ void run_probe(const Options& options) {
 }  // namespace
 
 void add_probe(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ProbeFlags>();
   CLI::App* command = add_command(
       app, "probe", "Judge a network's features: logistic regression and nearest neighbours",
       "graft probe --weights lite0.safetensors --data photos\n"

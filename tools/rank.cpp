@@ -5,6 +5,7 @@
 
 #include "tools/command.h"
 #include "tools/kept_result.h"
+#include "tools/numbers.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
@@ -12,7 +13,7 @@
 namespace graft {
 namespace {
 
-struct Options {
+struct RankFlags {
   RankOptions rank;
   std::string data, score = "probe";
   std::vector<std::string> candidates;
@@ -31,10 +32,6 @@ std::vector<std::string> score_names() {
   std::vector<std::string> names;
   for (const Score score : all_scores()) names.push_back(name_of(score));
   return names;
-}
-
-nlohmann::ordered_json json_of(const Interval& interval) {
-  return {{"value", interval.value}, {"low", interval.low}, {"high", interval.high}};
 }
 
 nlohmann::ordered_json to_json(const Ranking& ranking) {
@@ -92,7 +89,7 @@ void print_text(const Ranking& ranking) {
             << in_words(ranking) << "\n";
 }
 
-void run_rank(const Options& options) {
+void run_rank(const RankFlags& options) {
   RankOptions rank = options.rank;
   try {
     rank.score = score_of_name(options.score);
@@ -132,7 +129,7 @@ void run_rank(const Options& options) {
 }  // namespace
 
 void add_rank(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<RankFlags>();
   CLI::App* command = add_command(
       app, "rank", "Order pre-trained weights by how well they suit your images",
       "graft rank --data photos --candidates lite0.safetensors resnet18.safetensors\n"

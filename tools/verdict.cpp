@@ -11,7 +11,7 @@
 namespace graft {
 namespace {
 
-struct Options {
+struct VerdictFlags {
   VerdictOptions verdict;
   std::string data, weights, out, resume;
   bool no_flip = false, json = false;
@@ -104,7 +104,7 @@ void print_text(const Verdict& verdict) {
             << "\n";
 }
 
-Verdict judge(const Options& options, const CLI::App& command, Reporter& reporter) {
+Verdict judge(const VerdictFlags& options, const CLI::App& command, Reporter& reporter) {
   const auto given = [&](const char* flag) { return command.count(flag) > 0; };
   ComputeOptions compute = options.compute;
   if (!options.resume.empty()) {
@@ -142,7 +142,7 @@ Verdict judge(const Options& options, const CLI::App& command, Reporter& reporte
   return judge_transfer(verdict, reporter);
 }
 
-void run_verdict(const Options& options, const CLI::App& command) {
+void run_verdict(const VerdictFlags& options, const CLI::App& command) {
   catch_stop_signals();
   Reporter reporter(options.json);
   const Verdict verdict = judge(options, command, reporter);
@@ -166,7 +166,7 @@ void run_verdict(const Options& options, const CLI::App& command) {
 }  // namespace
 
 void add_verdict(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<VerdictFlags>();
   FinetuneOptions& recipe = options->verdict.recipe;
   CLI::App* command = add_command(
       app, "verdict", "Find out whether a transfer helps or harms",

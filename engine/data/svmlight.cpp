@@ -14,7 +14,7 @@ namespace {
 constexpr size_t kMostText = size_t{1} << 31;
 
 // gzread gives the bytes of a file that is not compressed as they are.
-std::string read_text(const std::filesystem::path& path) {
+std::string decompressed(const std::filesystem::path& path) {
   GRAFT_CHECK(std::filesystem::is_regular_file(path), path.string(), ": there is no such file");
   const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(gzopen(path.c_str(), "rb"), gzclose);
   GRAFT_CHECK(file, path.string(), ": cannot be opened");
@@ -109,7 +109,7 @@ SparseRows read_svmlight(const std::filesystem::path& path, int64_t columns, int
   GRAFT_CHECK(columns > 0 && (first_column == 0 || first_column == 1),
               "svmlight: expected columns, counted from 0 or 1; got ", columns, " from ",
               first_column);
-  const std::string all = read_text(path);
+  const std::string all = decompressed(path);
   SparseRows rows;
   rows.columns = columns;
   int64_t number = 0;

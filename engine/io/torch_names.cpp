@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kMaxDepth = 64;
 constexpr size_t kMaxSteps = 4'000'000;
 constexpr size_t kMaxTensors = 100'000;
-constexpr size_t kMaxName = 1024;
+constexpr size_t kMaxPath = 1024;
 constexpr size_t kMaxOpaque = 1000;
 
 struct Found {
@@ -142,8 +142,8 @@ class Walk {
     size_t name_bytes = 0;
     for (const std::string& part : path) name_bytes += part.size() + 1;
     for (const Child& child : frame.children) {
-      GRAFT_CHECK(name_bytes + child.key.size() <= kMaxName, checkpoint_.where,
-                  ": the name of a value is longer than ", kMaxName,
+      GRAFT_CHECK(name_bytes + child.key.size() <= kMaxPath, checkpoint_.where,
+                  ": the name of a value is longer than ", kMaxPath,
                   " bytes: ", printable(joined(path)));
     }
     steps_ += frame.children.size() + frame.scalars;
@@ -165,8 +165,8 @@ class Walk {
   void add_pairs(const PickleNode& dict, Frame& frame) const {
     for (size_t i = 0; i + 1 < dict.items.size(); i += 2) {
       const PickleNode& key = graph_[dict.items[i]];
-      GRAFT_CHECK(key.text.size() <= kMaxName, checkpoint_.where, ": a dict has a key longer than ",
-                  kMaxName, " bytes");
+      GRAFT_CHECK(key.text.size() <= kMaxPath, checkpoint_.where, ": a dict has a key longer than ",
+                  kMaxPath, " bytes");
       frame.children.push_back(
           {key.kind == PickleKind::string ? std::string(key.text) : described(key),
            dict.items[i + 1]});

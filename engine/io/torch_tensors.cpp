@@ -12,7 +12,7 @@
 namespace graft {
 namespace {
 
-constexpr size_t kMaxRank = 64;
+constexpr size_t kMaxDimensions = 64;
 constexpr size_t kMaxKey = 128;
 
 struct StorageType {
@@ -205,7 +205,7 @@ class Rebuilder {
     const PickleNode& node = graph_[id];
     require(node.kind == PickleKind::tuple || node.kind == PickleKind::list, "has no list as its ",
             what);
-    require(node.items.size() <= kMaxRank, "has more than ", kMaxRank, " dimensions");
+    require(node.items.size() <= kMaxDimensions, "has more than ", kMaxDimensions, " dimensions");
     Shape list;
     for (const PickleId item : node.items) list.push_back(whole(item, what));
     return list;

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "tools/experiments/numbers.h"
+#include "tools/numbers.h"
 
 namespace graft {
 namespace {
@@ -39,8 +39,9 @@ AdaptResults::AdaptResults(const std::vector<AdaptJob>& jobs, const ResultsFolde
     } catch (const Json::exception& error) {
       folder.fail_damaged(name, error.what());
     }
-    reporter.done(text(name, ": target accuracy ", percent(score.last), " % after the last epoch, ",
-                       percent(score.chosen), " % at the chosen one"));
+    reporter.done(text(name, ": target accuracy ", in_percent(score.last),
+                       " % after the last epoch, ", in_percent(score.chosen),
+                       " % at the chosen one"));
   }
 }
 

@@ -8,7 +8,7 @@
 #include "tools/experiments/adapt_runs.h"
 #include "tools/experiments/amazon_runs.h"
 #include "tools/experiments/experiments.h"
-#include "tools/experiments/numbers.h"
+#include "tools/numbers.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
 
@@ -32,7 +32,7 @@ constexpr PaperRow kPaper[] = {
 };
 constexpr const char *kNn = "source_only", *kDann = "dann";
 
-struct Options {
+struct AmazonFlags {
   std::string data, out;
   int64_t seeds = 0, epochs = 0;
   bool quick = false, force = false, json = false;
@@ -41,8 +41,8 @@ struct Options {
 
 std::string task_of(const PaperRow& row) { return text(row.source, "-", row.target); }
 
-std::vector<AdaptJob> jobs_of(const Options& options, const std::map<std::string, Reviews>& reviews,
-                              Device device) {
+std::vector<AdaptJob> jobs_of(const AmazonFlags& options,
+                              const std::map<std::string, Reviews>& reviews, Device device) {
   std::vector<AdaptJob> jobs;
   for (const PaperRow& row : kPaper) {
     for (const char* method : {kNn, kDann}) {
@@ -67,7 +67,7 @@ struct Row {
 };
 
 // A row a pair, and their mean; its gain has a value a seed.
-std::vector<Row> rows_of(const Options& options, const AdaptResults& results) {
+std::vector<Row> rows_of(const AmazonFlags& options, const AdaptResults& results) {
   std::vector<Row> rows;
   Row mean{"mean", 0, 0, 0, 0, {}};
   std::vector<double> gains(static_cast<size_t>(options.seeds));
@@ -89,17 +89,17 @@ std::vector<Row> rows_of(const Options& options, const AdaptResults& results) {
   return rows;
 }
 
-void print_text(const Options& options, const std::vector<Row>& rows) {
+void print_text(const AmazonFlags& options, const std::vector<Row>& rows) {
   std::cout << "Amazon reviews, " << options.seeds
             << " seeds; accuracy on the target's test reviews in %, the epoch chosen by the "
                "source's\nheld-out reviews; gains of DANN over NN in points with 95 % intervals "
                "over paired seeds\n\n";
   Table table({"<source -> target", "NN", "paper", "DANN", "paper", "gain", "paper"});
   for (const Row& row : rows) {
-    table.row(
-        {row.name, percent(row.nn), percent(row.paper_nn), percent(row.dann),
-         percent(row.paper_dann), points(row.gain),
-         text(row.paper_dann < row.paper_nn ? "" : "+", percent(row.paper_dann - row.paper_nn))});
+    table.row({row.name, in_percent(row.nn), in_percent(row.paper_nn), in_percent(row.dann),
+               in_percent(row.paper_dann), points(row.gain),
+               text(row.paper_dann < row.paper_nn ? "" : "+",
+                    in_percent(row.paper_dann - row.paper_nn))});
   }
   std::cout << table.text();
 }
@@ -111,11 +111,11 @@ void print_json_lines(const std::vector<Row>& rows) {
                 {"dann", row.dann},
                 {"paper_nn", row.paper_nn},
                 {"paper_dann", row.paper_dann},
-                {"gain", as_json(row.gain)}});
+                {"gain", json_of(row.gain)}});
   }
 }
 
-void run_amazon(Options options) {
+void run_amazon(AmazonFlags options) {
   catch_stop_signals();
   if (options.seeds == 0) options.seeds = options.quick ? 2 : 5;
   if (options.epochs == 0) options.epochs = options.quick ? 5 : 10;
@@ -136,7 +136,7 @@ void run_amazon(Options options) {
 }  // namespace
 
 void add_amazon(CLI::App& experiment) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<AmazonFlags>();
   CLI::App* command =
       add_command(experiment, "amazon", "Reviews of products: Table 1 of the DANN paper",
                   "graft experiment amazon --data REVIEWS --out amazon\n"

@@ -15,7 +15,7 @@ constexpr double kHeldOut = 0.1;
 constexpr int64_t kBatch = 50;
 constexpr float kRate = 1e-3f;
 constexpr const char* kLambda = "0.1";  // fixed; the paper chooses among nine by reverse validation
-constexpr const char* kHelp =
+constexpr const char* kAmazonHelp =
     "; the counts are in the folder data of github.com/GRAAL-Research/"
     "domain_adversarial_neural_network, whose folder --data names";
 
@@ -49,7 +49,8 @@ Features all_of(const SparseRows& rows) {
 fs::path review_file(const fs::path& folder, const std::string& name) {
   fs::path path = folder / (name + ".svmlight");
   if (!fs::exists(path)) path += ".gz";
-  GRAFT_CHECK(fs::exists(path), "amazon: ", folder.string(), " has no ", name, ".svmlight", kHelp);
+  GRAFT_CHECK(fs::exists(path), "amazon: ", folder.string(), " has no ", name, ".svmlight",
+              kAmazonHelp);
   return path;
 }
 

@@ -7,7 +7,7 @@
 #include "tools/command.h"
 #include "tools/experiments/adapt_runs.h"
 #include "tools/experiments/experiments.h"
-#include "tools/experiments/numbers.h"
+#include "tools/numbers.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
 #include "transfer/adapt/methods.h"
@@ -21,7 +21,7 @@ constexpr const char* kTask = "moons";
 constexpr const char* kBaseline = "source_only";
 constexpr int64_t kEpochs = 10;
 
-struct Options {
+struct MoonsFlags {
   std::string out;
   double degrees = 35;
   int64_t seeds = 5, steps = 3000;
@@ -49,7 +49,7 @@ std::vector<const MethodInfo*> methods() {
   return all;
 }
 
-std::vector<AdaptJob> jobs_of(const Options& options, Device device) {
+std::vector<AdaptJob> jobs_of(const MoonsFlags& options, Device device) {
   std::vector<AdaptJob> jobs;
   for (const MethodInfo* method : methods()) {
     for (int64_t seed = 1; seed <= options.seeds; ++seed) {
@@ -67,7 +67,7 @@ std::vector<AdaptJob> jobs_of(const Options& options, Device device) {
   return jobs;
 }
 
-void print_text(const Options& options, const AdaptResults& results) {
+void print_text(const MoonsFlags& options, const AdaptResults& results) {
   std::cout << "Moons, the target turned by " << options.degrees << " degrees; " << options.seeds
             << " seeds, " << options.steps
             << " steps. Target accuracy in %: means, and gains in points\nover " << kBaseline
@@ -76,13 +76,13 @@ void print_text(const Options& options, const AdaptResults& results) {
   Table table({"<method", "last epoch", "worst seed", "gain", "bnm", "oracle"});
   for (const MethodInfo* method : methods()) {
     const auto mean = [&](double TargetScore::*score) {
-      return percent(mean_of(results.of(kTask, method->name, score)));
+      return in_percent(mean_of(results.of(kTask, method->name, score)));
     };
     const std::vector<double> last = results.of(kTask, method->name, &TargetScore::last);
     const bool baseline = method->name == kBaseline;
     table.row(
         {method->name, mean(&TargetScore::last),
-         percent(*std::min_element(last.begin(), last.end())),
+         in_percent(*std::min_element(last.begin(), last.end())),
          baseline ? "" : points(results.gain(kTask, method->name, kBaseline, &TargetScore::last)),
          mean(&TargetScore::chosen), mean(&TargetScore::oracle)});
   }
@@ -96,11 +96,11 @@ void print_json_lines(const AdaptResults& results) {
          {"last", results.of(kTask, method->name, &TargetScore::last)},
          {"bnm", results.of(kTask, method->name, &TargetScore::chosen)},
          {"oracle", results.of(kTask, method->name, &TargetScore::oracle)},
-         {"gain", as_json(results.gain(kTask, method->name, kBaseline, &TargetScore::last))}});
+         {"gain", json_of(results.gain(kTask, method->name, kBaseline, &TargetScore::last))}});
   }
 }
 
-void run_moons(const Options& options) {
+void run_moons(const MoonsFlags& options) {
   catch_stop_signals();
   const Device device = options.compute.apply();
   const ResultsFolder folder(
@@ -114,7 +114,7 @@ void run_moons(const Options& options) {
 }  // namespace
 
 void add_moons(CLI::App& experiment) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<MoonsFlags>();
   CLI::App* command = add_command(
       experiment, "moons", "Every method of domain adaptation on two moons: needs no data",
       "graft experiment moons --out moons\n"

@@ -8,9 +8,9 @@
 #include "tools/chart.h"
 #include "tools/command.h"
 #include "tools/experiments/experiments.h"
-#include "tools/experiments/numbers.h"
 #include "tools/experiments/reporter.h"
 #include "tools/experiments/solar_runs.h"
+#include "tools/numbers.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
 #include "transfer/measure/statistics.h"
@@ -20,7 +20,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Options {
+struct SolarFlags {
   std::string data, weights, out;
   bool quick = false, force = false, json = false;
   int64_t seeds = 0, least_steps = 0, image_size = 0, cells = 0, workers = 1;
@@ -153,7 +153,7 @@ void print_text(const SolarSettings& settings, const Results& results) {
   for (const double part : settings.fractions) {
     const auto name = [&](const std::string& arm) { return text(arm, "-", part_name(part)); };
     const auto cell = [&](const std::string& arm) {
-      return percent(mean_of(results.balanced(name(arm), "cells")));
+      return in_percent(mean_of(results.balanced(name(arm), "cells")));
     };
     labels.row({part_name(part), text(results.of(name("frozen"), 0).labels), cell("scratch"),
                 cell("frozen"), cell("fine-tuning"),
@@ -171,15 +171,15 @@ void print_text(const SolarSettings& settings, const Results& results) {
   Table types({"<trained on", "judged on mono", "judged on poly"});
   for (const auto& [type, other] : kTypes) {
     types.row({text(type, ", ", results.of(type, 0).labels, " cells"),
-               percent(mean_of(results.balanced(type, "mono"))),
-               percent(mean_of(results.balanced(type, "poly")))});
+               in_percent(mean_of(results.balanced(type, "mono"))),
+               in_percent(mean_of(results.balanced(type, "poly")))});
   }
   Table transfer({"<fine-tuned to", "cells", "from ImageNet", "<from the other type", "gain"});
   for (const auto& [from, to] : kTypes) {
     const std::string plain = text("imagenet-to-", to), moved = text(from, "-to-", to);
     transfer.row({to, text(results.of(plain, 0).labels),
-                  percent(mean_of(results.balanced(plain, to))),
-                  text(from, " ", percent(mean_of(results.balanced(moved, to)))),
+                  in_percent(mean_of(results.balanced(plain, to))),
+                  text(from, " ", in_percent(mean_of(results.balanced(moved, to)))),
                   points(results.gain(moved, plain, to))});
   }
   std::cout << "\n" << types.text() << "\n" << transfer.text();
@@ -195,8 +195,8 @@ void print_json_lines(const SolarSettings& settings, const Results& results) {
                     {"balanced_accuracy", results.balanced(name(word), "cells")}};
     }
     line["gain_over_scratch"] =
-        as_json(results.gain(name("fine-tuning"), name("scratch"), "cells"));
-    line["gain_over_frozen"] = as_json(results.gain(name("fine-tuning"), name("frozen"), "cells"));
+        json_of(results.gain(name("fine-tuning"), name("scratch"), "cells"));
+    line["gain_over_frozen"] = json_of(results.gain(name("fine-tuning"), name("frozen"), "cells"));
     print_json(line);
   }
   for (const auto& [type, other] : kTypes) {
@@ -214,11 +214,11 @@ void print_json_lines(const SolarSettings& settings, const Results& results) {
                 {"labels", results.of(plain, 0).labels},
                 {"imagenet", results.balanced(plain, to)},
                 {"other_type", results.balanced(moved, to)},
-                {"gain", as_json(results.gain(moved, plain, to))}});
+                {"gain", json_of(results.gain(moved, plain, to))}});
   }
 }
 
-SolarSettings settings_of(const Options& options) {
+SolarSettings settings_of(const SolarFlags& options) {
   SolarSettings settings = options.quick ? SolarSettings::quick() : SolarSettings();
   settings.data = options.data;
   settings.weights = options.weights;
@@ -232,7 +232,7 @@ SolarSettings settings_of(const Options& options) {
   return settings;
 }
 
-void run_solar(const Options& options) {
+void run_solar(const SolarFlags& options) {
   catch_stop_signals();
   const SolarSettings settings = settings_of(options);
   const ImageDataset cells = read_cells(settings.data, settings.cells);
@@ -246,7 +246,7 @@ void run_solar(const Options& options) {
     if (!result) reporter.stopped(results.size(), jobs.size());
     std::string line = text(job.name, ": ", result->labels, " labels, ", result->steps, " steps");
     for (const auto& [test, score] : result->scores) {
-      line += text(", ", test, " ", percent(score.balanced_accuracy), " %");
+      line += text(", ", test, " ", in_percent(score.balanced_accuracy), " %");
     }
     reporter.done(line);
     results.add(job.name, *result);
@@ -259,7 +259,7 @@ void run_solar(const Options& options) {
 }  // namespace
 
 void add_solar(CLI::App& experiment) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<SolarFlags>();
   CLI::App* command = add_command(
       experiment, "solar",
       "Solar cells: the worth of labels, and mono cells helping with poly ones",

@@ -18,7 +18,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr double kTestPart = 0.25;
-constexpr const char* kHelp =
+constexpr const char* kSolarHelp =
     "; get the photographs with tools/fetch elpv (90 MB, CC BY-NC-SA 4.0), which prints the folder "
     "to give as --data";
 
@@ -159,7 +159,7 @@ SolarSettings SolarSettings::quick() {
 ImageDataset read_cells(const fs::path& folder, int64_t most) {
   const fs::path list = folder / "labels.csv";
   std::ifstream file(list);
-  GRAFT_CHECK(file.is_open(), "solar: ", folder.string(), " has no labels.csv", kHelp);
+  GRAFT_CHECK(file.is_open(), "solar: ", folder.string(), " has no labels.csv", kSolarHelp);
   ImageDataset cells{{}, {"clean", "defective"}};
   int64_t number = 0;
   for (std::string line; std::getline(file, line);) {
@@ -178,7 +178,7 @@ ImageDataset read_cells(const fs::path& folder, int64_t most) {
     fs::path path = folder / name;
     if (!fs::exists(path)) path = folder / fs::path(name).filename();
     GRAFT_CHECK(fs::exists(path), list.string(), ": line ", number, ": ", path.string(),
-                " is not there", kHelp);
+                " is not there", kSolarHelp);
     cells.samples.push_back({path, probability > 0.5 ? 1 : 0, type});
   }
   std::vector<int64_t> all;
@@ -190,7 +190,7 @@ ImageDataset read_cells(const fs::path& folder, int64_t most) {
           [&](const Sample& cell) { return cell.group == type && cell.label == label; });
       GRAFT_CHECK(count >= 4, list.string(), ": expected at least 4 ",
                   cells.class_names[static_cast<size_t>(label)], " cells of type ", type, ", got ",
-                  count, kHelp);
+                  count, kSolarHelp);
     }
   }
   if (most <= 0 || most >= std::ssize(all)) return cells;
