@@ -2,7 +2,6 @@
 // Papadopoulo and Lourakis 2000). The decomposition is Eigen's, in double, on the host: the
 // matrices that want one (a batch of features) are small, and in f32 the smallest values would be
 // noise.
-#include <Eigen/SVD>
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,6 +10,7 @@
 #include "engine/autograd.h"
 #include "engine/ops.h"
 #include "engine/running.h"
+#include "engine/svd.h"
 #include "kernels/error.h"
 
 namespace graft {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "engine/svd.h"
 #include "transfer/measure/matrix.h"
 
 namespace graft {

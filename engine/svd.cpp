@@ -1,0 +1,3 @@
+#include "engine/svd.h"
+
+template class Eigen::BDCSVD<Eigen::MatrixXd>;
