@@ -83,23 +83,19 @@ nlohmann::ordered_json to_json(const ProbeResult& result) {
           {"difference", json_of(result.difference)}};
 }
 
-std::string percents(const Interval& interval) {
-  return text(fixed(100 * interval.value, 1), " (", fixed(100 * interval.low, 1), " to ",
-              fixed(100 * interval.high, 1), ")");
-}
-
 void print_text(const ProbeResult& result, const ProbeOptions& options) {
   std::cout << result.train << " images to fit, " << result.test << " to judge, "
             << result.class_names.size() << " classes, " << result.width
             << " features; % with 95 % intervals over the judged images\n\n";
   Table table({"<classifier", "accuracy", "balanced accuracy"});
-  table.row({text("logistic regression, l2 ", result.l2), percents(result.logistic.accuracy),
-             percents(result.logistic.balanced_accuracy)});
+  table.row({text("logistic regression, l2 ", result.l2), in_percent(result.logistic.accuracy),
+             in_percent(result.logistic.balanced_accuracy)});
   table.row({text(std::min(options.neighbours, result.train), " nearest neighbours"),
-             percents(result.nearest.accuracy), percents(result.nearest.balanced_accuracy)});
-  table.row({"the largest class", fixed(100 * result.largest_class, 1),
-             fixed(100.0 / static_cast<double>(result.class_names.size()), 1)});
-  std::cout << table.text() << "\nlogistic regression - neighbours: " << percents(result.difference)
+             in_percent(result.nearest.accuracy), in_percent(result.nearest.balanced_accuracy)});
+  table.row({"the largest class", in_percent(result.largest_class),
+             in_percent(1.0 / static_cast<double>(result.class_names.size()))});
+  std::cout << table.text()
+            << "\nlogistic regression - neighbours: " << in_percent(result.difference)
             << " points\n";
   const std::vector<double>& l2 = result.validation.l2;
   if (l2.size() > 1 && (result.l2 == l2.front() || result.l2 == l2.back())) {

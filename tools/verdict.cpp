@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "tools/command.h"
+#include "tools/numbers.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
 #include "tools/table.h"
@@ -35,8 +36,8 @@ class Reporter : public VerdictObserver {
     bar_.show(static_cast<double>(now.done) / static_cast<double>(now.total), run_, after);
   }
   void run_done(const ArmRun& run) override {
-    bar_.line(text(name_of(run.arm), " seed ", run.seed, ": error ", fixed(run.error * 100, 1),
-                   " % of ", run.images.size(), " images, ", clock_time(run.seconds)));
+    bar_.line(text(name_of(run.arm), " seed ", run.seed, ": error ", percent(run.error), " of ",
+                   run.images.size(), " images, ", clock_time(run.seconds)));
     if (!json_) return;
     print_json({{"event", "run"},
                 {"arm", name_of(run.arm)},
@@ -58,9 +59,6 @@ class Reporter : public VerdictObserver {
   ProgressBar bar_;
 };
 
-// In points of a hundred, with a sign.
-std::string points(double gap) { return (gap < 0 ? "" : "+") + fixed(gap * 100, 1); }
-
 std::string interval(const Interval& gap) {
   return text(points(gap.low), " to ", points(gap.high));
 }
@@ -73,7 +71,7 @@ std::string sentence(const Verdict& verdict) {
       return "the transfer harms: more error than from random weights";
     case Answer::neutral:
       return text("the transfer is neutral: the difference is below the margin of ",
-                  fixed(verdict.margin * 100, 1), " points");
+                  in_percent(verdict.margin), " points");
     case Answer::undecided:
       break;
   }
