@@ -16,7 +16,7 @@
 
 #include "kernels/cuda/pack.cuh"
 #ifdef GRAFT_SIMT
-#include "kernels/simt/machine.h"
+#include "kernels/simt/tensor_core.h"
 #endif
 
 namespace graft::cuda {
@@ -37,62 +37,16 @@ __device__ inline uint16_t to_bf16(float value) {
   return static_cast<uint16_t>(value != value ? (bits >> 16) | 0x40 : rounded);
 }
 
-#ifdef GRAFT_SIMT
-namespace detail {
-
-GRAFT_SIMT_PLAIN FourMatrices exchange_rows(const FourMatrices& row, bool transposed,
-                                            const simt::Where& where) {
-  simt::Exchange* exchange = simt::begin_exchange("ldmatrix", ~0u, &row, sizeof row, where);
-  const unsigned lane = simt::lane_here();
-  FourMatrices result;
-  for (unsigned matrix = 0; matrix < 4; ++matrix) {
-    uint16_t pair[2];
-    for (unsigned half = 0; half < 2; ++half) {
-      const unsigned down = transposed ? lane % 4 * 2 + half : lane / 4;
-      const unsigned across = transposed ? lane / 4 : lane % 4 * 2 + half;
-      __builtin_memcpy(&pair[half], simt::brought_by(exchange, matrix * 8 + down) + 2 * across, 2);
-    }
-    result.v[matrix] = pair[0] | uint32_t{pair[1]} << 16;
-  }
-  simt::end_exchange(exchange);
-  return result;
-}
-
-struct MmaFactors {
-  uint32_t a[4], b[2];
-};
-GRAFT_SIMT_PLAIN void multiply(MmaSums& c, const MmaFactors& mine, const simt::Where& where) {
-  simt::Exchange* exchange = simt::begin_exchange("mma", ~0u, &mine, sizeof mine, where);
-  const unsigned lane = simt::lane_here();
-  const auto element = [](const uint32_t* pairs, unsigned pair, unsigned half) {
-    return __builtin_bit_cast(float, pairs[pair] >> (16 * half) << 16);
-  };
-  for (unsigned i = 0; i < 4; ++i) {
-    const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-    double sum = c.v[i];
-    for (unsigned k = 0; k < 16; ++k) {
-      MmaFactors left, right;
-      __builtin_memcpy(&left, simt::brought_by(exchange, row % 8 * 4 + k % 8 / 2), sizeof left);
-      __builtin_memcpy(&right, simt::brought_by(exchange, column * 4 + k % 8 / 2), sizeof right);
-      sum += static_cast<double>(element(left.a, k / 8 * 2 + row / 8, k % 2)) *
-             element(right.b, k / 8, k % 2);
-    }
-    c.v[i] = static_cast<float>(sum);
-  }
-  simt::end_exchange(exchange);
-}
-
-}  // namespace detail
-#endif
-
 // Four 8x8 matrices from shared memory: lane i gives the address, aligned to 16 bytes, of row i % 8
 // of matrix i / 8 and gets, of each matrix, the elements 2t and 2t+1 of row g; kTransposed: of
 // column g.
 template <bool kTransposed>
 __device__ inline FourMatrices load_matrices(const uint16_t* row) {
 #ifdef GRAFT_SIMT
-  return detail::exchange_rows(*reinterpret_cast<const FourMatrices*>(row), kTransposed,
-                               simt::Where::current());
+  const auto eight = *reinterpret_cast<const FourMatrices*>(row);
+  FourMatrices result;
+  simt::exchange_matrices(result.v, &eight, kTransposed, simt::Where::current());
+  return result;
 #else
   FourMatrices result{};
 #ifdef __CUDA_ARCH__
@@ -116,7 +70,8 @@ __device__ inline FourMatrices load_matrices(const uint16_t* row) {
 // c += a b.
 __device__ inline void multiply_add(MmaSums& c, const FourMatrices& a, uint32_t b0, uint32_t b1) {
 #ifdef GRAFT_SIMT
-  detail::multiply(c, {{a.v[0], a.v[1], a.v[2], a.v[3]}, {b0, b1}}, simt::Where::current());
+  simt::multiply_matrices(c.v, {{a.v[0], a.v[1], a.v[2], a.v[3]}, {b0, b1}},
+                          simt::Where::current());
 #elif defined(__CUDA_ARCH__)
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "

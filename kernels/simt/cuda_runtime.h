@@ -129,9 +129,6 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
 #define gridDim (::graft::simt::here().grid_size)
 constexpr int warpSize = 32;
 
-// Not instrumented by the race detector's build: these functions touch the simulator's own memory.
-#define GRAFT_SIMT_PLAIN __attribute__((no_sanitize_thread)) inline
-
 GRAFT_SIMT_PLAIN void __syncthreads(
     const graft::simt::Where& where = graft::simt::Where::current()) {
   graft::simt::barrier(false, where);

@@ -10,6 +10,7 @@
 // Reading bytes that nobody has written since they were allocated (shared memory: since the block
 // began) is reported too, and so is an address that is not the device's.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <sys/mman.h>
@@ -61,21 +62,25 @@ class Notes {
   explicit Notes(int shift) : shift_(shift) {}
   Note& at(uintptr_t address) {
     const uintptr_t cell = address >> shift_, page = cell >> kPageBits;
-    if (page != last_page_) {
+    Recent& recent = recent_[page % kRecent];
+    if (page != recent.page) {
       std::vector<Note>& found = pages_[page];
       if (found.empty()) found.resize(size_t{1} << kPageBits);
-      last_page_ = page;
-      last_ = found.data();
+      recent = {page, found.data()};
     }
-    return last_[cell & ((uintptr_t{1} << kPageBits) - 1)];
+    return recent.notes[cell & ((uintptr_t{1} << kPageBits) - 1)];
   }
 
  private:
   static constexpr int kPageBits = 12;
+  static constexpr size_t kRecent = 64;
+  struct Recent {
+    uintptr_t page = ~uintptr_t{0};
+    Note* notes = nullptr;
+  };
   int shift_;
   std::unordered_map<uintptr_t, std::vector<Note> > pages_;
-  uintptr_t last_page_ = ~uintptr_t{0};
-  Note* last_ = nullptr;
+  std::array<Recent, kRecent> recent_;
 };
 
 Notes& word_notes() {
@@ -143,11 +148,11 @@ uint32_t reported_launch = 0;
 
 [[noreturn]] __attribute__((noinline)) void report(const char* what, const void* data,
                                                    const void* code) {
-  reported_launch = moment().first_run;
+  reported_launch = moment.first_run;
   violation(text("detector: ", what,
-                 shared_memory().holds(data) ? " in shared memory"
-                 : in_device_range(data)     ? " in device memory"
-                                             : "",
+                 shared_memory.holds(data) ? " in shared memory"
+                 : in_device_range(data)   ? " in device memory"
+                                           : "",
                  source_line(code)));
 }
 
@@ -229,8 +234,8 @@ bool is_constant(const void* data) {
 enum class Kind { read, write };
 
 void on_access(const void* data, size_t bytes, Kind kind, bool atomic, const void* code) {
-  if (!in_kernel() || moment().first_run == reported_launch) return;
-  const bool shared = shared_memory().holds(data);
+  if (!in_kernel() || moment.first_run == reported_launch) return;
+  const bool shared = shared_memory.holds(data);
   if (!shared && !in_device_range(data)) {
     if (stack_memory.holds(data) || (kind == Kind::read && is_constant(data))) return;
     report("an address that is not the device's", data, code);
@@ -239,7 +244,7 @@ void on_access(const void* data, size_t bytes, Kind kind, bool atomic, const voi
     report(shared ? "an address outside every variable" : "an address outside every block", data,
            code);
   }
-  const Moment& now = moment();
+  const Moment& now = moment;
   each_note(data, bytes, [&](Note& note, uint8_t mask) {
     if (kind == Kind::read || atomic) on_read(note, mask, atomic, now, data, code);
     if (kind == Kind::write || atomic) on_write(note, mask, atomic, now, data, code);
@@ -254,7 +259,7 @@ bool is_private(const void* data) {
 // An access that the compiler takes to be aligned to its size.
 void on_aligned(const void* data, size_t bytes, Kind kind, const void* code) {
   if (is_private(data) || !in_kernel_code()) return;
-  if (moment().first_run != reported_launch && reinterpret_cast<uintptr_t>(data) % bytes != 0) {
+  if (moment.first_run != reported_launch && reinterpret_cast<uintptr_t>(data) % bytes != 0) {
     report("a misaligned address", data, code);
   }
   on_access(data, bytes, kind, false, code);

@@ -1,5 +1,6 @@
 #include "kernels/simt/fiber.h"
 
+#include <atomic>
 #include <cstdint>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -46,6 +47,8 @@ namespace {
 
 size_t guard_bytes() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
 
+constexpr size_t kPlaces = 16;
+
 thread_local Fiber* starting = nullptr;
 
 }  // namespace
@@ -57,6 +60,9 @@ Fiber::Fiber() {
   GRAFT_CHECK(block != MAP_FAILED, "simulated device: no memory for a thread's stack");
   mprotect(block, guard, PROT_NONE);
   memory_ = static_cast<char*>(block) + guard;
+  // Stacks that all begin at the same place of a page would share few lines of the cache.
+  static std::atomic<size_t> made{0};
+  top_ = memory_ + kStackBytes - kReserved - made++ % kPlaces * kReserved;
 }
 
 Fiber::~Fiber() {
@@ -75,7 +81,7 @@ void Fiber::start(Entry entry, void* argument) {
   done_ = false;
   // The frame that graft_simt_switch pops: six registers and the address to return to. At that
   // address the stack must be 8 off a multiple of 16, as after a call.
-  auto* top = reinterpret_cast<void**>(memory_ + kStackBytes) - 1;
+  auto* top = reinterpret_cast<void**>(top_) - 1;
   *top = nullptr;
   *--top = reinterpret_cast<void*>(+[] { run(starting); });
   stack_pointer_ = top - 6;

@@ -24,14 +24,16 @@ class Fiber {
   // From the fiber: back to resume().
   void yield();
 
-  // The stack's memory; the lowest kReserved bytes are never used as stack, but are the owner's.
+  // The stack's memory. The kReserved bytes at reserved() are never used as stack, but are the
+  // owner's.
   static constexpr size_t kStackBytes = size_t{128} << 10, kReserved = 256;
   char* memory() const { return memory_; }
+  char* reserved() const { return top_; }
 
  private:
   static void run(Fiber* fiber);
 
-  char* memory_ = nullptr;
+  char *memory_ = nullptr, *top_ = nullptr;
   void* stack_pointer_ = nullptr;  // of the fiber while it waits
   void* host_pointer_ = nullptr;   // of the host while the fiber runs
   Entry entry_ = nullptr;

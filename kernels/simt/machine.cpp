@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <deque>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -15,6 +14,10 @@
 #include "kernels/simt/runtime.h"
 
 namespace graft::simt {
+
+Thread* running = nullptr;
+Moment moment;
+Range shared_memory{nullptr, nullptr}, stack_memory{nullptr, nullptr};
 
 // A meeting of the lanes of one mask. Several can be under way in a warp, with disjoint masks.
 struct Exchange {
@@ -39,9 +42,9 @@ struct Slot {
   State state = State::fresh;
   std::unique_ptr<Fiber> fiber;
   Where where;
-  bool value = false;                     // brought to the barrier
-  std::vector<Copy> issued;               // not committed yet
-  std::deque<std::vector<Copy>> pending;  // committed groups
+  bool value = false;        // brought to the barrier
+  std::vector<Copy> copies;  // not waited for yet, oldest first
+  std::vector<size_t> ends;  // of the committed groups among them
 };
 
 struct Variable {
@@ -55,11 +58,10 @@ class Machine {
  public:
   Machine() : arena_(new (std::align_val_t{1024}) char[kArenaBytes]) {
     std::memset(arena_, 0xFF, kArenaBytes);
+    shared_memory = {arena_, arena_ + kArenaBytes};
   }
 
   void run_grid(const Launch& launch);
-  const Thread& thread() const { return *context_; }
-  Thread* context() const { return context_; }
   [[noreturn]] void violation(std::string what);
 
   BarrierResult barrier(bool value, const Where& where);
@@ -78,8 +80,6 @@ class Machine {
     order_ = order;
     random_.seed(seed);
   }
-  const Moment& moment() const { return moment_; }
-  Range shared_memory() const { return {arena_, arena_ + kArenaBytes}; }
   bool shared_owns(const char* data, size_t bytes) const;
 
  private:
@@ -87,6 +87,7 @@ class Machine {
   static constexpr size_t kArenaBytes = kSharedBytes + (size_t{64} << 10), kRedZone = 64;
 
   void run_block(uint3 block);
+  void begin_slots(unsigned threads);
   void arrange(std::vector<unsigned>& indices);
   void make_ready(unsigned index);
   void run_thread(unsigned index);
@@ -96,12 +97,12 @@ class Machine {
   void check_red_zones();
 
   const Launch* launch_ = nullptr;
-  Thread* context_ = nullptr;  // null while no thread runs
   std::vector<Slot> slots_;
   std::vector<unsigned> ready_;  // taken from the front
   size_t next_ready_ = 0;
   std::vector<std::unique_ptr<Fiber>> idle_fibers_;
   std::vector<std::vector<std::unique_ptr<Exchange>>> exchanges_;  // by warp
+  std::vector<std::unique_ptr<Exchange>> idle_exchanges_;
   std::vector<uint32_t> warp_epochs_;
   BarrierResult barrier_result_{};
 
@@ -111,7 +112,6 @@ class Machine {
 
   Order order_ = Order::forward;
   std::mt19937_64 random_;
-  Moment moment_;
   uint32_t last_run_ = 0;
   uint3 block_{};
   std::string problem_;
@@ -135,6 +135,9 @@ struct Place {
 };
 Place place(const Where& where) { return {where}; }
 
+// Mostly they are one literal.
+bool same_text(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
 std::string name(const char* what, const uint3& at) {
   return text(what, " (", at.x, ", ", at.y, ", ", at.z, ")");
 }
@@ -147,7 +150,7 @@ void Machine::arrange(std::vector<unsigned>& indices) {
 void Machine::run_grid(const Launch& launch) {
   launch_ = &launch;
   problem_.clear();
-  moment_.first_run = last_run_ + 1;
+  moment.first_run = last_run_ + 1;
   std::vector<unsigned> blocks(launch.grid.x * launch.grid.y * launch.grid.z);
   std::iota(blocks.begin(), blocks.end(), 0u);
   arrange(blocks);
@@ -189,18 +192,27 @@ void Machine::check_red_zones() {
 #endif
 }
 
+// As new, but with the memory that the last block's had.
+void Machine::begin_slots(unsigned threads) {
+  slots_.resize(threads);
+  for (Slot& slot : slots_) {
+    slot.state = State::fresh;
+    slot.copies.clear();
+    slot.ends.clear();
+  }
+  const size_t warps = (threads + kWarpSize - 1) / kWarpSize;
+  exchanges_.resize(warps);
+  for (auto& meetings : exchanges_) meetings.clear();
+  warp_epochs_.assign(warps, 0);
+}
+
 void Machine::run_block(uint3 block) {
   const unsigned threads = launch_->block.x * launch_->block.y * launch_->block.z;
   block_ = block;
-  moment_.run = ++last_run_;
-  moment_.block_epoch = 0;
+  moment.run = ++last_run_;
+  moment.block_epoch = 0;
   begin_shared();
-  slots_.clear();
-  slots_.resize(threads);
-  const size_t warps = (threads + kWarpSize - 1) / kWarpSize;
-  exchanges_.clear();
-  exchanges_.resize(warps);
-  warp_epochs_.assign(warps, 0);
+  begin_slots(threads);
   ready_.resize(threads);
   std::iota(ready_.begin(), ready_.end(), 0u);
   arrange(ready_);
@@ -250,7 +262,7 @@ void Machine::run_thread(unsigned index) {
           self->invoke(self->parameters.get());
         },
         const_cast<Launch*>(launch_));
-    auto* context = new (slot.fiber->memory()) Thread;
+    auto* context = new (slot.fiber->reserved()) Thread;
     context->thread = unravel(index, launch_->block);
     context->block = block_;
     context->block_size = launch_->block;
@@ -258,13 +270,13 @@ void Machine::run_thread(unsigned index) {
     context->index = index;
   }
   slot.state = State::ready;
-  context_ = reinterpret_cast<Thread*>(slot.fiber->memory());
-  moment_.thread = index;
-  moment_.warp_epoch = warp_epochs_[context_->warp()];
+  running = reinterpret_cast<Thread*>(slot.fiber->reserved());
+  moment.thread = index;
+  moment.warp_epoch = warp_epochs_[index / kWarpSize];
   stack_memory = {slot.fiber->memory(), slot.fiber->memory() + Fiber::kStackBytes};
   if (slot.fiber->resume()) slot.state = State::done;
   stack_memory = {nullptr, nullptr};
-  context_ = nullptr;
+  running = nullptr;
 }
 
 void Machine::make_ready(unsigned index) {
@@ -282,7 +294,7 @@ void Machine::make_ready(unsigned index) {
 }
 
 BarrierResult Machine::barrier(bool value, const Where& where) {
-  Slot& slot = slots_[context_->index];
+  Slot& slot = slots_[running->index];
   slot.state = State::at_barrier;
   slot.value = value;
   slot.where = where;
@@ -296,7 +308,7 @@ void Machine::release_barrier() {
   for (unsigned i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];
     if (slot.where.line() != first.line() ||
-        std::strcmp(slot.where.file_name(), first.file_name()) != 0) {
+        !same_text(slot.where.file_name(), first.file_name())) {
       problem_ = text(name("thread", unravel(i, launch_->block)), " of ", name("block", block_),
                       " waits at the barrier of ", place(slot.where), ", thread 0 at that of ",
                       place(first), ": all threads must reach the same __syncthreads()");
@@ -306,7 +318,7 @@ void Machine::release_barrier() {
     barrier_result_.all = barrier_result_.all && slot.value;
     barrier_result_.any = barrier_result_.any || slot.value;
   }
-  ++moment_.block_epoch;
+  ++moment.block_epoch;
   ready_.clear();
   next_ready_ = 0;
   std::vector<unsigned> order(slots_.size());
@@ -343,7 +355,7 @@ std::string Machine::stuck() const {
 
 Exchange* Machine::begin_exchange(const char* what, unsigned mask, const void* mine, size_t bytes,
                                   const Where& where) {
-  const unsigned lane = context_->lane(), warp = context_->warp(), self = context_->index;
+  const unsigned lane = running->lane(), warp = running->warp(), self = running->index;
   if ((mask >> lane & 1) == 0) {
     violation(text(what, " at ", place(where), ": lane ", lane, " is not in its mask 0x", std::hex,
                    mask));
@@ -360,15 +372,17 @@ Exchange* Machine::begin_exchange(const char* what, unsigned mask, const void* m
     }
   }
   if (exchange == nullptr) {
-    meetings.push_back(std::make_unique<Exchange>());
+    if (idle_exchanges_.empty()) idle_exchanges_.push_back(std::make_unique<Exchange>());
+    meetings.push_back(std::move(idle_exchanges_.back()));
+    idle_exchanges_.pop_back();
     exchange = meetings.back().get();
+    exchange->arrived = exchange->left = 0;
     exchange->name = what;
     exchange->mask = mask;
     exchange->bytes = bytes;
     exchange->where = where;
-    std::memset(exchange->values, 0xFF, sizeof exchange->values);
   }
-  if (std::strcmp(exchange->name, what) != 0 || exchange->bytes != bytes) {
+  if (!same_text(exchange->name, what) || exchange->bytes != bytes) {
     violation(text(what, " at ", place(where), " meets ", exchange->name, " at ",
                    place(exchange->where), ": lanes that meet must run the same operation"));
   }
@@ -386,22 +400,25 @@ Exchange* Machine::begin_exchange(const char* what, unsigned mask, const void* m
 }
 
 void Machine::end_exchange(Exchange* exchange) {
-  exchange->left |= 1u << context_->lane();
+  exchange->left |= 1u << running->lane();
   if (exchange->left != exchange->mask) return;
-  auto& meetings = exchanges_[context_->warp()];
-  std::erase_if(meetings, [&](const auto& one) { return one.get() == exchange; });
+  auto& meetings = exchanges_[running->warp()];
+  const auto over = std::find_if(meetings.begin(), meetings.end(),
+                                 [&](const auto& one) { return one.get() == exchange; });
+  idle_exchanges_.push_back(std::move(*over));
+  meetings.erase(over);
 }
 
 void Machine::warp_barrier(unsigned mask, const Where& where) {
   const char nothing = 0;
   Exchange* exchange = begin_exchange("__syncwarp", mask, &nothing, 1, where);
-  const unsigned warp = context_->warp();
+  const unsigned warp = running->warp();
   // The first lane to go on opens the warp's next epoch. A part of a warp orders only itself, which
   // the detector does not follow: then nothing counts as ordered.
   const unsigned first = static_cast<unsigned>(slots_.size()) - warp * kWarpSize;
   const unsigned whole = first >= kWarpSize ? ~0u : (1u << first) - 1;
   if (exchange->left == 0 && mask == whole) ++warp_epochs_[warp];
-  moment_.warp_epoch = warp_epochs_[warp];
+  moment.warp_epoch = warp_epochs_[warp];
   end_exchange(exchange);
 }
 
@@ -450,29 +467,33 @@ void Machine::copy_async(void* target, const void* source, size_t bytes, size_t 
       reinterpret_cast<uintptr_t>(source) % bytes != 0) {
     violation(text("cp.async of ", bytes, " bytes between addresses that are not aligned to them"));
   }
-  if (!shared_memory().holds(to)) violation("cp.async whose target is not in shared memory");
+  if (!shared_memory.holds(to)) violation("cp.async whose target is not in shared memory");
   note_pending(to, bytes);
   std::memset(to, 0xFF, bytes);
-  slots_[context_->index].issued.push_back(
+  slots_[running->index].copies.push_back(
       {to, static_cast<const char*>(source), bytes, source_bytes});
 }
 
 void Machine::commit_copies() {
-  Slot& slot = slots_[context_->index];
-  slot.pending.push_back(std::move(slot.issued));
-  slot.issued.clear();
+  Slot& slot = slots_[running->index];
+  slot.ends.push_back(slot.copies.size());
 }
 
 void Machine::wait_copies(size_t groups) {
-  Slot& slot = slots_[context_->index];
-  while (slot.pending.size() > groups) {
-    for (const Copy& copy : slot.pending.front()) {
-      note_arrived(copy.target, copy.source, copy.bytes, copy.source_bytes);
-      std::memset(copy.target, 0, copy.bytes);
-      if (copy.source_bytes > 0) std::memcpy(copy.target, copy.source, copy.source_bytes);
-    }
-    slot.pending.pop_front();
+  Slot& slot = slots_[running->index];
+  if (slot.ends.size() <= groups) return;
+  const auto over = static_cast<std::ptrdiff_t>(slot.ends.size() - groups);
+  const size_t arrived = slot.ends[static_cast<size_t>(over) - 1];
+  for (size_t i = 0; i < arrived; ++i) {
+    const Copy& copy = slot.copies[i];
+    note_arrived(copy.target, copy.source, copy.bytes, copy.source_bytes);
+    std::memset(copy.target, 0, copy.bytes);
+    if (copy.source_bytes > 0) std::memcpy(copy.target, copy.source, copy.source_bytes);
   }
+  slot.copies.erase(slot.copies.begin(),
+                    slot.copies.begin() + static_cast<std::ptrdiff_t>(arrived));
+  slot.ends.erase(slot.ends.begin(), slot.ends.begin() + over);
+  for (size_t& end : slot.ends) end -= arrived;
 }
 
 void Machine::violation(std::string what) {
@@ -481,15 +502,15 @@ void Machine::violation(std::string what) {
     problem_ += " (" + position() + ")";
   }
   std::string().swap(what);
-  slots_[context_->index].state = State::at_exchange;  // never made ready again
-  slots_[context_->index].fiber->yield();
+  slots_[running->index].state = State::at_exchange;  // never made ready again
+  slots_[running->index].fiber->yield();
   __builtin_unreachable();
 }
 
 // For as long as the simulator's own code runs on a thread of the kernel.
 class Inside {
  public:
-  Inside() : thread_(*machine().context()) { ++thread_.inside; }
+  Inside() : thread_(*running) { ++thread_.inside; }
   ~Inside() { --thread_.inside; }
   Inside(const Inside&) = delete;
   Inside& operator=(const Inside&) = delete;
@@ -500,9 +521,6 @@ class Inside {
 
 }  // namespace
 
-const Thread& here() { return machine().thread(); }
-bool in_kernel() { return machine().context() != nullptr; }
-bool in_kernel_code() { return in_kernel() && machine().context()->inside == 0; }
 void run_grid(const Launch& launch) { machine().run_grid(launch); }
 void violation(std::string what) {
   const Inside inside;
@@ -571,11 +589,8 @@ void set_order(Order order, uint64_t seed) {
   machine().set_order(order, seed);
   seed_streams(seed);
 }
-const Moment& moment() { return machine().moment(); }
-Range shared_memory() { return machine().shared_memory(); }
 bool shared_owns(const void* data, size_t bytes) {
   return machine().shared_owns(static_cast<const char*>(data), bytes);
 }
-Range stack_memory{nullptr, nullptr};
 
 }  // namespace graft::simt

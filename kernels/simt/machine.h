@@ -30,12 +30,15 @@ struct Thread {
   unsigned lane() const { return index % kWarpSize; }
   unsigned warp() const { return index / kWarpSize; }
 };
-const Thread& here();
+extern Thread* running;  // null between threads
+// Not instrumented by the race detector's build: these functions touch the simulator's own memory.
+#define GRAFT_SIMT_PLAIN __attribute__((no_sanitize_thread)) inline
+GRAFT_SIMT_PLAIN const Thread& here() { return *running; }
 // Whether a kernel is running, that is, whether the caller is device code.
-bool in_kernel();
+GRAFT_SIMT_PLAIN bool in_kernel() { return running != nullptr; }
 // ... and not in the simulator's own functions, which may call a copy of the standard library's
 // that the linker took from a kernel's file.
-bool in_kernel_code();
+GRAFT_SIMT_PLAIN bool in_kernel_code() { return in_kernel() && running->inside == 0; }
 
 struct Launch {
   std::string op;  // for messages
@@ -103,16 +106,15 @@ struct Moment {
   uint32_t block_epoch = 0, warp_epoch = 0;
   uint32_t thread = 0;
 };
-const Moment& moment();
-// The memory of the running block's shared variables and of the running thread's stack.
+extern Moment moment;
+// The memory of the running block's shared variables and of the running thread's stack, the latter
+// null between threads. Variables, because the detector asks at every load.
 struct Range {
   const char *begin, *end;
   bool holds(const void* p) const { return p >= begin && p < end; }
 };
-Range shared_memory();
+extern Range shared_memory, stack_memory;
 // Whether all of it lies in one shared variable of the running block, or in its dynamic part.
 bool shared_owns(const void* data, size_t bytes);
-// Of the running thread; null between threads. A variable, because the detector asks at every load.
-extern Range stack_memory;
 
 }  // namespace graft::simt
