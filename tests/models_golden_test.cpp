@@ -15,6 +15,7 @@
 #include "engine/autograd.h"
 #include "engine/data/image.h"
 #include "engine/data/transform.h"
+#include "engine/optim.h"
 #include "layers/models/convert.h"
 #include "layers/models/zoo.h"
 #include "tests/support/hashed_weights.h"
@@ -141,12 +142,56 @@ void check_golden(const std::string& architecture) {
           worst_buffer);
 }
 
+// How far each parameter is from the golden's, over its norm; the worst one.
+double parameters_error(ImageModel& model, const Json& golden) {
+  CHECK(model.named_parameters().size() == golden.size());
+  double worst = 0;
+  for (const NamedTensor& entry : model.named_parameters()) {
+    REQUIRE_MESSAGE(golden.contains(entry.name), entry.name);
+    worst = std::max(worst, summary_error(entry, *entry.tensor, golden[entry.name], 0));
+  }
+  return worst;
+}
+
 std::filesystem::path assets() {
   const char* chosen = std::getenv("GRAFT_ASSETS");
   return chosen != nullptr ? chosen : std::filesystem::path(GRAFT_BINARY_DIR) / "assets";
 }
 
 }  // namespace
+
+TEST_CASE("ResNet-18 takes the training steps that PyTorch takes") {
+  const Json golden = read_json(kGoldens / "resnet18_steps.json");
+  const auto model =
+      make_blank_model(golden["architecture"], {.classes = golden["classes"], .dropout = 0});
+  test::fill_with_hashed_weights(*model, golden["damped"]);
+  model->to(test::test_device());
+  model->train();
+  const Tensor x = input_of(golden).to(test::test_device());
+  std::vector<int64_t> target;
+  for (int64_t i = 0; i < x.dim(0); ++i) target.push_back((7 * i + 3) % 10);
+  const Tensor labels = Tensor::of(target).to(x.device());
+  ParameterGroup group{
+      .name = "all", .learning_rate = golden["lr"], .weight_decay = golden["weight_decay"]};
+  for (const NamedTensor& entry : model->named_parameters()) {
+    group.parameters.push_back({entry.name, *entry.tensor});
+  }
+  const auto optimizer = make_sgd({group}, {.momentum = golden["momentum"]});
+  const std::vector<double> wanted = golden["losses"];
+  std::vector<double> errors;
+  for (size_t step = 0; step < wanted.size(); ++step) {
+    const Tensor loss = cross_entropy((*model)(x), labels);
+    errors.push_back(std::fabs(loss.item() / wanted[step] - 1));
+    CHECK_MESSAGE(errors.back() < 1e-5, "step ", step, ": loss differs by ", errors.back());
+    if (step + 1 == wanted.size()) break;
+    optimizer->zero_grad();
+    backward(loss);
+    optimizer->step();
+  }
+  const double error = parameters_error(*model, golden["parameters"]);
+  CHECK_MESSAGE(error < 1e-5, "parameters differ by ", error, " of their norms");
+  MESSAGE("losses ", errors.back(), ", parameters ", error);
+}
 
 TEST_CASE("goldens cover every architecture") {
   for (const std::string& architecture : architectures()) {
