@@ -141,10 +141,23 @@ TEST_CASE("solar: tables, a curve, nothing run twice, and a word where the data 
   CHECK(lines[2]["labels"] == 36);
   CHECK(lines[2]["gain_over_frozen"]["low"] <= lines[2]["gain_over_frozen"]["high"]);
   CHECK(lines[5]["from"] == "mono");
+  // A run that cannot go on says how the experiment does.
+  const fs::path run = folder / "out" / "mono-to-poly-seed1";
+  fs::remove(folder / "out" / "mono-to-poly-seed1.json");
+  fs::create_directory(run);
+  for (const char* file : {"state.safetensors", "config.json"}) std::ofstream(run / file) << "{";
+  const Outcome broken = graft_program(command);
+  CHECK(broken.code == 1);
+  CHECK(contains(broken.err, "run 28/30 mono-to-poly-seed1: "));
+  CHECK(contains(broken.err, "27 of 30 runs are finished and saved; the same command continues"));
+  CHECK_FALSE(contains(broken.err, "graft finetune"));
   // Other settings are another experiment.
-  std::vector<std::string> other = command;
-  other.insert(other.end(), {"--cells", "40"});
-  CHECK(contains(graft_program(other).err, "--force"));
+  for (const auto& [option, value] :
+       {std::pair("--cells", "40"), std::pair("--precision", "bf16")}) {
+    std::vector<std::string> other = command;
+    other.insert(other.end(), {option, value});
+    CHECK(contains(graft_program(other).err, "--force"));
+  }
   CHECK(contains(graft_program({"experiment", "solar"}).err, "--data"));
 }
 

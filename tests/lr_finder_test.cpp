@@ -6,6 +6,7 @@
 
 #include "kernels/error.h"
 #include "tests/support/pictures.h"
+#include "tests/support/test_device.h"
 
 namespace graft {
 namespace {
@@ -49,6 +50,7 @@ TEST_CASE("on a run it finds a rate that learns, repeats itself and writes nothi
   options.image_size = 16;
   options.batch = 8;
   options.workers = 0;
+  options.device = test::test_device();
   options.optimizer = OptimizerKind::sgd;
   Observer quiet;
   const LrFinderOptions range{.lowest = 1e-5, .highest = 1000, .steps = 60};

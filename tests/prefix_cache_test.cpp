@@ -9,6 +9,7 @@
 #include "kernels/error.h"
 #include "layers/norm.h"
 #include "tests/support/pictures.h"
+#include "tests/support/test_device.h"
 #include "transfer/activation_store.h"
 #include "transfer/finetune.h"
 
@@ -51,6 +52,7 @@ FinetuneOptions partly_frozen(const fs::path& out) {
   options.dropout = 0.3f;
   options.augmentation.horizontal_flip = false;
   options.freeze = {"conv1", "bn1", "conv2", "bn2"};
+  options.device = test::test_device();
   options.out = out;
   return options;
 }

@@ -28,7 +28,12 @@ AdaptResults::AdaptResults(const std::vector<AdaptJob>& jobs, const ResultsFolde
     reporter.start(name, scores_.size() + 1, jobs.size());
     auto result = folder.find(name);
     if (!result) {
-      const AdaptResult trained = AdaptTrainer(job.make(), reporter).run();
+      AdaptResult trained;
+      try {
+        trained = AdaptTrainer(job.make(), reporter).run();
+      } catch (const Error& error) {
+        reporter.failed(error, scores_.size(), jobs.size());
+      }
       if (trained.interrupted) reporter.stopped(scores_.size(), jobs.size());
       result = to_json(trained);
       folder.keep(name, *result);

@@ -52,6 +52,7 @@ std::vector<AdaptJob> jobs_of(const AmazonFlags& options,
                           AdaptRun run = amazon_run(reviews.at(row.source), reviews.at(row.target),
                                                     method, options.epochs, seed);
                           run.options.training.device = device;
+                          run.options.training.precision = options.compute.precision;
                           return run;
                         }});
       }
@@ -121,7 +122,9 @@ void run_amazon(AmazonFlags options) {
   if (options.epochs == 0) options.epochs = options.quick ? 5 : 10;
   const Device device = options.compute.apply();
   const std::map<std::string, Reviews> reviews = read_reviews(options.data);
-  Json settings{{"experiment", "amazon"}, {"epochs", options.epochs}};
+  Json settings{{"experiment", "amazon"},
+                {"epochs", options.epochs},
+                {"precision", text(options.compute.precision)}};
   for (const std::string product : kProducts) {
     for (const char* part : {"_train", "_test"}) {
       settings["sha256"][product + part] = sha256_hex(review_file(options.data, product + part));

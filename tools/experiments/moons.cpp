@@ -60,6 +60,7 @@ std::vector<AdaptJob> jobs_of(const MoonsFlags& options, Device device) {
                         run.options.steps_per_epoch = options.steps / kEpochs;
                         run.options.training.epochs = kEpochs;
                         run.options.training.device = device;
+                        run.options.training.precision = options.compute.precision;
                         return run;
                       }});
     }
@@ -103,10 +104,12 @@ void print_json_lines(const AdaptResults& results) {
 void run_moons(const MoonsFlags& options) {
   catch_stop_signals();
   const Device device = options.compute.apply();
-  const ResultsFolder folder(
-      options.out,
-      {{"experiment", "moons"}, {"degrees", options.degrees}, {"steps", options.steps}},
-      options.force);
+  const ResultsFolder folder(options.out,
+                             {{"experiment", "moons"},
+                              {"degrees", options.degrees},
+                              {"steps", options.steps},
+                              {"precision", text(options.compute.precision)}},
+                             options.force);
   const AdaptResults results(jobs_of(options, device), folder);
   options.json ? print_json_lines(results) : print_text(options, results);
 }

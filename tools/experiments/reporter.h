@@ -20,6 +20,9 @@ class ExperimentReporter : public AdaptObserver {
   void clear() { bar_.clear(); }
   // After a stop: says what is kept, and ends the program.
   [[noreturn]] void stopped(size_t finished, size_t runs);
+  // After an error of the run under way: throws it with what is kept, in the place of how to go on
+  // with that run alone.
+  [[noreturn]] void failed(const Error& error, size_t finished, size_t runs);
 
  private:
   std::string run_;

@@ -229,6 +229,7 @@ SolarSettings settings_of(const SolarFlags& options) {
   if (options.cells > 0) settings.cells = options.cells;
   settings.workers = options.workers;
   settings.device = options.compute.apply();
+  settings.precision = options.compute.precision;
   return settings;
 }
 
@@ -242,7 +243,12 @@ void run_solar(const SolarFlags& options) {
   const std::vector<SolarJob> jobs = jobs_of(settings, cells);
   for (const SolarJob& job : jobs) {
     reporter.start(job.name, results.size() + 1, jobs.size());
-    const std::optional<SolarResult> result = run_job(settings, folder, cells, job, reporter);
+    std::optional<SolarResult> result;
+    try {
+      result = run_job(settings, folder, cells, job, reporter);
+    } catch (const Error& error) {
+      reporter.failed(error, results.size(), jobs.size());
+    }
     if (!result) reporter.stopped(results.size(), jobs.size());
     std::string line = text(job.name, ": ", result->labels, " labels, ", result->steps, " steps");
     for (const auto& [test, score] : result->scores) {

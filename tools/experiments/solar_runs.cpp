@@ -92,13 +92,14 @@ FinetuneOptions options_of(const SolarSettings& settings, const SolarJob& job) {
   options.image_size = settings.image_size;
   options.workers = settings.workers;
   options.device = settings.device;
+  options.precision = settings.precision;
   options.seed = job.seed;
   return options;
 }
 
 std::optional<SolarScore> judge(const SolarSettings& settings, const fs::path& weights,
                                 const ImageDataset& test, Observer& observer) {
-  FeatureNetwork network = open_features(weights, settings.device);
+  FeatureNetwork network = open_features(weights, settings.device, settings.precision);
   const ExtractedFeatures got = extract_features(
       network, test, {.batch = settings.batch, .workers = settings.workers}, [&](int64_t done) {
         Progress progress{Progress::Phase::validation};
@@ -274,7 +275,8 @@ ResultsFolder open_results(const SolarSettings& settings, bool overwrite) {
            {"least_steps", settings.least_steps},
            {"batch", settings.batch},
            {"image_size", settings.image_size},
-           {"cells", settings.cells}},
+           {"cells", settings.cells},
+           {"precision", text(settings.precision)}},
           overwrite};
 }
 

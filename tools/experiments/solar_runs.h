@@ -24,6 +24,7 @@ struct SolarSettings {
   int64_t cells = 0;       // 0: all
   int64_t workers = 1;
   Device device;
+  Dtype precision = Dtype::f32;
   static SolarSettings quick();
 };
 
