@@ -41,7 +41,7 @@ class Reporter : public Observer {
     std::string before = text("epoch ", now.epoch, "/", now.epochs), after;
     if (now.phase == Progress::Phase::features) {
       before = "features";
-      after = fixed(now.images_per_second, 1) + " images/s";
+      if (now.images_per_second > 0) after = fixed(now.images_per_second, 1) + " images/s";
     } else if (now.phase == Progress::Phase::validation) {
       before += " validation";
     } else {

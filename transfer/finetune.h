@@ -26,7 +26,7 @@ struct Progress {
   int64_t epoch = 0, epochs = 0;  // from 1
   int64_t done = 0, total = 0;    // batches of this epoch, or images of the other phases
   double loss = 0, accuracy = 0;  // training: means over this epoch so far
-  double images_per_second = 0;   // training: of this epoch so far
+  double images_per_second = 0;   // of this epoch so far, or of features; 0: not known
   double seconds_left = -1;       // of the whole run; negative: not known yet
 };
 

@@ -60,7 +60,7 @@ void set_drop_path(ImageModel& model, const std::string& architecture,
   float last = 0;
   for (const auto& [name, module] : model.named_modules()) {
     auto* drops = dynamic_cast<DropsOut*>(module);
-    if (name.empty() || drops == nullptr) continue;  // the model itself: before its head
+    if (drops == nullptr || !drops->drops_paths()) continue;
     blocks.push_back(drops);
     last = std::max(last, drops->dropout_probability());
   }

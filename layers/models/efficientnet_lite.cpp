@@ -89,6 +89,7 @@ class Block : public Module, public DropsOut {
                 probability);
     drop_path_ = probability;
   }
+  bool drops_paths() const override { return true; }
 
  private:
   static int64_t hidden(const BlockShape& shape) { return shape.in * shape.expand; }
