@@ -5,8 +5,8 @@
 
 #include "engine/rng.h"
 #include "kernels/error.h"
+#include "transfer/measure/bootstrap.h"
 #include "transfer/measure/distance.h"
-#include "transfer/measure/jackknife.h"
 #include "transfer/measure/logistic.h"
 #include "transfer/measure/rows.h"
 #include "transfer/task_data.h"
@@ -15,7 +15,7 @@ namespace graft {
 namespace {
 
 constexpr int64_t kRepeats = 10;  // random halves
-constexpr int64_t kGroups = 10;   // of the jackknife
+constexpr int64_t kLeast = 20;    // images of a domain
 
 // The mean over random halves. Train and judge are halves: as many images held out as trained on.
 Interval repeated_a_distance(const Tensor& a, const Tensor& b, RngKey key) {
@@ -41,21 +41,21 @@ double distance_within(const Tensor& domain, RngKey key) {
   return sum / kRepeats;
 }
 
-// A distance with some rows of both left out.
-Interval jackknifed(const Tensor& a, const Tensor& b, RngKey key,
-                    double (*distance)(const Tensor&, const Tensor&)) {
+// A distance with its interval.
+Interval bootstrapped(const Tensor& a, const Tensor& b, RngKey key,
+                      double (*distance)(const Tensor&, const Tensor&)) {
   const int64_t first = a.dim(0);
   std::vector<int64_t> domain(static_cast<size_t>(first + b.dim(0)));
   std::fill(domain.begin() + first, domain.end(), 1);
-  return interval_of(
-      jackknife(stratified_folds(domain, 2, kGroups, key), [&](const std::vector<int64_t>& rows) {
-        std::vector<int64_t> of_a, of_b;
-        for (const int64_t row : rows) {
-          if (row < first) of_a.push_back(row);
-          if (row >= first) of_b.push_back(row - first);
-        }
-        return distance(rows_of(a, of_a), rows_of(b, of_b));
-      }));
+  const auto of_rows = [&](const std::vector<int64_t>& rows) {
+    std::vector<int64_t> of_a, of_b;
+    for (const int64_t row : rows) {
+      if (row < first) of_a.push_back(row);
+      if (row >= first) of_b.push_back(row - first);
+    }
+    return distance(rows_of(a, of_a), rows_of(b, of_b));
+  };
+  return interval_of(bootstrap(domain, of_rows, key));
 }
 
 ImageDataset thinned(ImageDataset data, int64_t most, RngKey key) {
@@ -69,8 +69,8 @@ ImageDataset thinned(ImageDataset data, int64_t most, RngKey key) {
 }
 
 void check_count(const std::string& name, int64_t images) {
-  GRAFT_CHECK(images >= 2 * kGroups, name, ": expected at least ", 2 * kGroups,
-              " images of a domain, got ", images);
+  GRAFT_CHECK(images >= kLeast, name, ": expected at least ", kLeast, " images of a domain, got ",
+              images);
 }
 
 }  // namespace
@@ -93,15 +93,15 @@ DomainGap domain_gap(const Tensor& source, const Tensor& target, uint64_t seed) 
   gap.a_distance = repeated_a_distance(source, target, {seed, 0, 0});
   gap.a_distance_within =
       (distance_within(source, {seed, 0, 8}) + distance_within(target, {seed, 0, 16})) / 2;
-  gap.mmd = jackknifed(source, target, {seed, 0, 24}, mmd_squared);
+  gap.mmd = bootstrapped(source, target, {seed, 0, 24}, mmd_squared);
   gap.mmd_p = mmd_p_value(source, target, {seed, 1, 0});
-  gap.coral = jackknifed(source, target, {seed, 0, 24}, coral_distance);
+  gap.coral = bootstrapped(source, target, {seed, 0, 24}, coral_distance);
   return gap;
 }
 
 DomainGap measure_domain_gap(const DomainGapOptions& options,
                              const std::function<bool(int64_t done, int64_t total)>& keep_going) {
-  GRAFT_CHECK(options.most >= 2 * kGroups, "distance: expected at least ", 2 * kGroups,
+  GRAFT_CHECK(options.most >= kLeast, "distance: expected at least ", kLeast,
               " images of a domain, got ", options.most);
   FeatureNetwork network = open_features(options.weights, options.device, options.precision);
   const ImageDataset source = thinned(read_images(options.source), options.most, {options.seed, 2});

@@ -17,14 +17,16 @@ namespace graft {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr int64_t kFolds = 5;    // of the probe
-constexpr int64_t kGroups = 10;  // of the jackknife
+constexpr int64_t kFolds = 5;  // of the probe
 constexpr int64_t kNeighbours = 5;
 
-Jackknife part_right(const std::vector<int64_t>& said, std::span<const int64_t> labels) {
-  std::vector<double> right;
-  for (size_t i = 0; i < said.size(); ++i) right.push_back(said[i] == labels[i] ? 1 : 0);
-  return jackknife_of_mean(right);
+// The part of these rows of which the truth was said.
+double part_right(const std::vector<int64_t>& said, std::span<const int64_t> labels,
+                  const std::vector<int64_t>& rows) {
+  const auto right = std::count_if(rows.begin(), rows.end(), [&](int64_t row) {
+    return said[static_cast<size_t>(row)] == labels[static_cast<size_t>(row)];
+  });
+  return static_cast<double>(right) / static_cast<double>(rows.size());
 }
 
 void check_counts(const ImageDataset& data, const std::string& name) {
@@ -72,15 +74,17 @@ Score score_of_name(const std::string& name) {
 Scores score_features(const Tensor& features, const Tensor& logits, std::span<const int64_t> labels,
                       int64_t classes, uint64_t seed) {
   Scores scores;
-  scores[Score::probe] =
-      part_right(cross_validated_labels(features, labels, classes, kFolds, {seed, 0, 0}), labels);
-  scores[Score::neighbours] =
-      part_right(leave_one_out_labels(features, labels, classes, kNeighbours), labels);
-  const std::vector<int64_t> group_of =
-      stratified_folds(labels, classes, std::min(kGroups, std::ssize(labels)), {seed, 1, 0});
+  const auto drawn = [&](Score score, const auto& of_rows) {
+    scores[score] = bootstrap(labels, of_rows, {seed, 1, 0});
+  };
+  const auto judged = [&](Score score, const std::vector<int64_t>& said) {
+    drawn(score, [&](const std::vector<int64_t>& rows) { return part_right(said, labels, rows); });
+  };
+  judged(Score::probe, cross_validated_labels(features, labels, classes, kFolds, {seed, 0, 0}));
+  judged(Score::neighbours, leave_one_out_labels(features, labels, classes, kNeighbours));
   using Measure = double (*)(const Tensor&, std::span<const int64_t>, int64_t);
   const auto measure = [&](Score score, const Tensor& x, Measure value) {
-    scores[score] = jackknife(group_of, [&](const std::vector<int64_t>& rows) {
+    drawn(score, [&](const std::vector<int64_t>& rows) {
       return value(rows_of(x, rows), labels_of(labels, rows), classes);
     });
   };

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "transfer/features.h"
-#include "transfer/measure/jackknife.h"
+#include "transfer/measure/bootstrap.h"
 
 namespace graft {
 
@@ -24,8 +24,8 @@ std::string name_of(Score score);
 // Throws with the names there are.
 Score score_of_name(const std::string& name);
 
-// All scores of one network, over the same rows and groups for all networks: paired.
-using Scores = std::map<Score, Jackknife>;
+// All scores of one network, over the same rows and draws for all networks: paired.
+using Scores = std::map<Score, Bootstrap>;
 // features (n, d), logits (n, source classes) or undefined. At least five rows of each class.
 Scores score_features(const Tensor& features, const Tensor& logits, std::span<const int64_t> labels,
                       int64_t classes, uint64_t seed);
