@@ -91,9 +91,9 @@ TEST_CASE("parts of the rows of a mean vary as its t interval says") {
                   return seen[2] == 1 ? 7.0 : 0.0;
                 },
                 {3, 0, 0});
-  CHECK(sizes[7] + sizes[8] == 40);
-  CHECK(sizes[7] > 15);  // 24 expected
-  CHECK(sizes[8] > 7);
+  CHECK(sizes[7] + sizes[8] == 100);
+  CHECK(sizes[7] > 45);  // 60 expected
+  CHECK(sizes[8] > 25);
   CHECK(interval_of(apart).high == 7);
 
   CHECK(contains(error_of([&] {
@@ -118,7 +118,7 @@ TEST_CASE("equally good features are told apart in at most one of twenty pairs")
         const auto of_rows = [&, measure = measure](const std::vector<int64_t>& rows) {
           return measure(rows_of(x, rows), labels_of(labels, rows), 2);
         };
-        scores[score] = bootstrap(labels, of_rows, {draw, 1, 0});
+        scores[score] = bootstrap(labels, of_rows, {draw, 1, 0}, 40);
       }
       return scores;
     };

@@ -102,6 +102,27 @@ TEST_CASE("it learns, and the files hold what the result says") {
   CHECK(judged.loss == doctest::Approx(result.best()->validation->loss).epsilon(1e-6));
 }
 
+TEST_CASE("bf16 trains f32 weights to the losses of f32") {
+  const TemporaryFolder folder;
+  std::vector<FinetuneResult> results;
+  for (const Dtype precision : {Dtype::f32, Dtype::bf16}) {
+    FinetuneOptions options = small_run(folder / text(precision));
+    options.precision = precision;
+    results.push_back(finetune(options));
+  }
+  const FinetuneResult &full = results[0], &half = results[1];
+  for (size_t i = 0; i < full.epochs.size(); ++i) {
+    const double a = full.epochs[i].train_loss, b = half.epochs[i].train_loss;
+    MESSAGE("epoch ", i + 1, ": ", a, " and ", b);
+    CHECK(std::abs(a - b) < 0.02);
+    CHECK(a != b);
+  }
+  CHECK(half.epochs.back().train_loss < 0.9 * half.epochs.front().train_loss);
+  for (const FileTensor& entry : read_weights(folder / "bf16" / "last.safetensors").tensors) {
+    CHECK_MESSAGE(entry.tensor.dtype() != Dtype::bf16, entry.name);
+  }
+}
+
 TEST_CASE("the same seed gives the same bytes, with any number of workers") {
   const TemporaryFolder folder;
   FinetuneOptions options = small_run(folder / "one");

@@ -19,6 +19,9 @@ namespace {
 
 constexpr int64_t kFolds = 5;  // of the probe
 constexpr int64_t kNeighbours = 5;
+// Of the bootstrap: an interval's width is sure to one part in sqrt(2 draws). Scores that decompose
+// the features take a second each.
+constexpr int64_t kManyDraws = 400, kDraws = 40;
 
 // The part of these rows of which the truth was said.
 double part_right(const std::vector<int64_t>& said, std::span<const int64_t> labels,
@@ -74,27 +77,28 @@ Score score_of_name(const std::string& name) {
 Scores score_features(const Tensor& features, const Tensor& logits, std::span<const int64_t> labels,
                       int64_t classes, uint64_t seed) {
   Scores scores;
-  const auto drawn = [&](Score score, const auto& of_rows) {
-    scores[score] = bootstrap(labels, of_rows, {seed, 1, 0});
-  };
   const auto judged = [&](Score score, const std::vector<int64_t>& said) {
-    drawn(score, [&](const std::vector<int64_t>& rows) { return part_right(said, labels, rows); });
+    const auto of_rows = [&](const std::vector<int64_t>& rows) {
+      return part_right(said, labels, rows);
+    };
+    scores[score] = bootstrap(labels, of_rows, {seed, 1, 0}, kManyDraws);
   };
   judged(Score::probe, cross_validated_labels(features, labels, classes, kFolds, {seed, 0, 0}));
   judged(Score::neighbours, leave_one_out_labels(features, labels, classes, kNeighbours));
   using Measure = double (*)(const Tensor&, std::span<const int64_t>, int64_t);
-  const auto measure = [&](Score score, const Tensor& x, Measure value) {
-    drawn(score, [&](const std::vector<int64_t>& rows) {
+  const auto measure = [&](Score score, const Tensor& x, Measure value, int64_t draws) {
+    const auto of_rows = [&](const std::vector<int64_t>& rows) {
       return value(rows_of(x, rows), labels_of(labels, rows), classes);
-    });
+    };
+    scores[score] = bootstrap(labels, of_rows, {seed, 1, 0}, draws);
   };
-  measure(Score::h_score, features, h_score);
-  measure(Score::log_me, features, log_me);
+  measure(Score::h_score, features, h_score, kDraws);
+  measure(Score::log_me, features, log_me, kDraws);
   if (logits.defined()) {
     const NoGrad guard;
     const Tensor probabilities = softmax(logits);
-    measure(Score::leep, probabilities, leep);
-    measure(Score::nce, probabilities, nce);
+    measure(Score::leep, probabilities, leep, kManyDraws);
+    measure(Score::nce, probabilities, nce, kManyDraws);
   }
   return scores;
 }

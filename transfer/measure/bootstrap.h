@@ -26,7 +26,7 @@ struct Bootstrap {
 // same parts.
 Bootstrap bootstrap(std::span<const int64_t> stratum_of,
                     const std::function<double(const std::vector<int64_t>&)>& score, RngKey key,
-                    int64_t draws = 40);
+                    int64_t draws = 100);
 
 // The value and t deviations of the draws, made as wide as those of the whole, to both sides.
 Interval interval_of(const Bootstrap& score, double confidence = 0.95);
