@@ -22,6 +22,7 @@ namespace graft {
 
 namespace cpu {
 #include "kernels/list/library.h"
+#include "kernels/list/svd.h"
 namespace avx2 {
 #include "kernels/list/attention.h"
 #include "kernels/list/depthwise.h"
@@ -135,6 +136,7 @@ namespace cuda {
 #include "kernels/list/pooling.h"
 #include "kernels/list/reduce.h"
 #include "kernels/list/shape.h"
+#include "kernels/list/svd.h"
 }  // namespace cuda
 
 }  // namespace graft

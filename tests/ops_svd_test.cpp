@@ -91,6 +91,45 @@ TEST_CASE("singular_values of equal, vanishing, huge and tiny values") {
           Options(Tolerance{2e-6, 1e-6}).without_gradients());
 }
 
+// x = H diag(values) H' with Householder's reflections H = 1 - 2 v v^T / v^T v, whose singular
+// values are those.
+Tensor with_values(const std::vector<double>& values, int64_t rows, int64_t columns) {
+  const auto reflect = [](int64_t n, int64_t i, int64_t j) {
+    const auto v = [](int64_t k) { return std::sin(static_cast<double>(k + 1)); };
+    double square = 0;
+    for (int64_t k = 0; k < n; ++k) square += v(k) * v(k);
+    return (i == j ? 1 : 0) - 2 * v(i) * v(j) / square;
+  };
+  std::vector<float> x;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      double sum = 0;
+      for (size_t k = 0; k < values.size(); ++k) {
+        const auto at = static_cast<int64_t>(k);
+        sum += reflect(rows, i, at) * values[k] * reflect(columns, at, j);
+      }
+      x.push_back(static_cast<float>(sum));
+    }
+  }
+  return Tensor::of(x, {rows, columns}).to(test_device());
+}
+
+TEST_CASE("singular_values that are known, from a thousand to a thousandth, and four zeros") {
+  std::vector<double> values;
+  for (int k = 0; k < 13; ++k) values.push_back(std::pow(10, 3 - k / 2.0));
+  values.insert(values.end(), {0, 0, 0, 0});
+  for (const auto& [rows, columns] : {std::pair(17, 40), {40, 17}, {17, 17}}) {
+    const std::vector<float> got =
+        singular_values(with_values(values, rows, columns)).to_vector<float>();
+    REQUIRE(got.size() == values.size());
+    for (size_t k = 0; k < values.size(); ++k) {
+      CAPTURE(k);
+      // Rounding x to f32 moves a value by no more than 6e-8 of its Frobenius norm.
+      CHECK(std::abs(got[k] - values[k]) < 6e-8 * 1.5 * values[0]);
+    }
+  }
+}
+
 TEST_CASE("the gradient of a sum does not depend on the basis of equal singular values") {
   Tensor x = Tensor::of<float>({2, 0, 0, 0, 2, 0, 0, 0, 2}, {3, 3}).to(test_device());
   x.set_requires_grad();

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <numbers>
 
-#include "engine/svd.h"
+#include "kernels/cpu/eigen_svd.h"
 #include "transfer/measure/matrix.h"
 
 namespace graft {

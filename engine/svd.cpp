@@ -1,3 +1,0 @@
-#include "engine/svd.h"
-
-template class Eigen::BDCSVD<Eigen::MatrixXd>;
