@@ -448,6 +448,7 @@ TEST_CASE("recorded steps end with the bytes of steps run one by one") {
   options.regularise.l2_sp = 0.1f;
   options.regularise.delta = 0.1f;
   options.regularise.stoch_norm = 0.5f;
+  options.regularise.bss = 0.001f;
   options.regularise.mixup = options.regularise.cutmix = 1;
   options.regularise.ema = 0.9f;
   finetune(options);

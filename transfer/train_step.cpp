@@ -25,12 +25,12 @@ TrainStep::TrainStep(Module& model, Forward forward, const Objective& objective,
       objective_(objective),
       optimizer_(optimizer),
       options_(std::move(options)) {
-  unrecordable_ = options_.device.is_cpu() || !options_.graphs || !objective_.recordable();
+  graphs_ = options_.graphs && !options_.device.is_cpu();
 }
 
 TrainStep::Outcome TrainStep::operator()(const Batch& batch, uint64_t seed, int64_t step,
                                          const std::function<void()>& meanwhile) {
-  if (unrecordable_) return run(batch, seed, step, meanwhile);
+  if (!graphs_) return run(batch, seed, step, meanwhile);
   if (batch.images.shape() == shape_) {
     ++repeats_;
   } else if (graph_ == nullptr) {

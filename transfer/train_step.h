@@ -53,11 +53,10 @@ class TrainStep {
   Optimizer& optimizer_;
   TrainStepOptions options_;
 
-  // The shape of the last steps, how often it came, and whether recording it is out of the
-  // question.
+  bool graphs_ = false;  // whether steps are recorded at all
+  // The shape of the last steps, and how often it came.
   Shape shape_;
   int64_t repeats_ = 0;
-  bool unrecordable_ = false;
   // What was recorded, for images of shape_: the places of input, output and changing numbers.
   std::unique_ptr<StepGraph> graph_;
   std::unique_ptr<StepNumbers> numbers_;

@@ -62,9 +62,6 @@ TrainingLoop::TrainingLoop(PreparedRun run, Observer& observer)
   run_.state.objective.clear();
   GRAFT_CHECK(run_.state.step == 0 || !objective_->wants_measuring(), folder_.state().string(),
               ": lacks what was measured before the first step; start the run again with --force");
-  if (!options.device.is_cpu() && options.graphs && !objective_->recordable()) {
-    observer_.message("steps are not recorded as CUDA graphs: BSS needs the host in each");
-  }
   enter_phase();
 }
 

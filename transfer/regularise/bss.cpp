@@ -5,8 +5,8 @@
 //   weight * sum over the k smallest s_i(F) of s_i^2
 //
 // Traps: F is what the last stage gives, before dropout. The term is a sum over the batch, not a
-// mean, as published: it grows with the batch size. The decomposition runs on the host, so a step
-// with it is not recorded as a CUDA graph. Of a batch with fewer images than k, all values count.
+// mean, as published: it grows with the batch size. Of a batch with fewer images than k, all values
+// count.
 #include <algorithm>
 
 #include "layers/tap.h"
@@ -30,7 +30,6 @@ class Bss : public Regulariser {
     return mul(sum(mul(smallest, smallest)), weight_);
   }
   void clear() override { features_.clear(); }
-  bool recordable() const override { return false; }
 
  private:
   Tap features_;

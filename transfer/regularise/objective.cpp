@@ -57,11 +57,6 @@ Tensor Objective::loss(const Tensor& logits, const Input& input) const {
   return total;
 }
 
-bool Objective::recordable() const {
-  return std::all_of(regularisers_.begin(), regularisers_.end(),
-                     [](const auto& regulariser) { return regulariser->recordable(); });
-}
-
 std::vector<NamedTensor> Objective::parameters() const {
   std::vector<NamedTensor> all;
   for (const auto& regulariser : regularisers_) {

@@ -26,8 +26,6 @@ class Objective {
   Input input(const Batch& batch, uint64_t seed, uint64_t step) const;
   // After the model ran over input.images and gave these logits.
   Tensor loss(const Tensor& logits, const Input& input) const;
-  // Whether steps can be recorded as CUDA graphs.
-  bool recordable() const;
 
   // What trains beside the model, and its groups in a phase that lets it: at the phase's own rate.
   std::vector<NamedTensor> parameters() const;

@@ -27,8 +27,6 @@ class Regulariser {
   virtual Tensor target(const Tensor&) const { return Tensor(); }
   // Lets go of what the last forward pass left.
   virtual void clear() {}
-  // Whether a step with it can be recorded as a CUDA graph.
-  virtual bool recordable() const { return true; }
 
   // What trains beside the model, and is no part of it.
   virtual std::vector<NamedTensor> parameters() { return {}; }
