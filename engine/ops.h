@@ -64,6 +64,11 @@ Tensor argmax(const Tensor& x, int64_t axis = -1);
 Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a = false, bool transpose_b = false);
 // x (..., in), weight (out, in), bias (out) or undefined -> (..., out)
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = Tensor());
+// linear(gelu(linear(x, weight1, bias1)), weight2, bias2) with GELU and its derivative taken in the
+// products where the backend can: a transformer's MLP where nothing is dropped. weight1 (hidden,
+// in), weight2 (out, hidden); either bias may be undefined.
+Tensor feed_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
+                    const Tensor& weight2, const Tensor& bias2, Gelu form = Gelu::exact);
 // x (m, n), f32 -> its singular values (min(m, n)), largest first. Computed in double on the host:
 // on a CUDA device it waits for x, so a step with it cannot be recorded as a graph. The gradient is
 // that of distinct values above 0; among equal ones (0, too) it is that of one of the possible

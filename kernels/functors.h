@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels/isa.h"
+#include "kernels/types.h"
 
 namespace graft {
 
@@ -262,6 +263,8 @@ struct Div {
 };
 
 }  // namespace fn
+
+inline Unary unary_of(Gelu form) { return form == Gelu::exact ? Unary::gelu : Unary::gelu_tanh; }
 
 // What the derivative of a formula reads.
 inline Reads reads_of(Unary op) {

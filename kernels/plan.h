@@ -30,6 +30,13 @@ struct ConvEpilogue {
   Activation activation = Activation::none;
 };
 
+// What a product does with its finished sums s (with the bias, where there is one).
+enum class MatmulEnd : uint8_t {
+  none,       // y = s
+  gelu,       // y = gelu(s), and pre = s where that array is given
+  gelu_grad,  // y = s gelu'(pre)
+};
+
 // (batch, m, k) x (batch, k, n) -> (batch, m, n), row-major.
 struct MatmulShape {
   int64_t batch, m, n, k;
@@ -40,11 +47,36 @@ struct MatmulShape {
   bool bias = false;         // adds bias (n) to every row
   bool packed_b = false;     // b is a weight worth packing; batch is 1
   bool weight_b = false;     // b is an f32 weight whatever dtype says; batch is 1
+  bool sums_a = false;       // also sums a along k; a is transposed and batch is 1
+  // gelu wants b transposed, gelu_grad not, as the weight of a linear layer lies on the way there
+  // and back; both want a as it is, batch 1 and y of a's type.
+  MatmulEnd end = MatmulEnd::none;
+  Gelu gelu = Gelu::exact;
   Dtype dtype = Dtype::f32;  // of a, and of b where that is no weight
   Dtype y_dtype = Dtype::f32;
 };
 
+// The arrays of a product besides a, b and y; null where its shape has none.
+struct MatmulArrays {
+  const float* bias = nullptr;
+  void* pre = nullptr;    // what GELU is taken of, (m, n) of y's type; apart from y
+  float* sums = nullptr;  // of a's columns, (m)
+};
+
 inline namespace GRAFT_ISA_NAMESPACE {
+
+// Scratch memory for the sums of a's columns by our own kernel: partial sums and an f32 copy of a,
+// where it is bf16.
+struct ColumnSums {
+  ReduceShape shape;
+  size_t copy_offset = 0, bytes = 0;
+  explicit ColumnSums(const MatmulShape& s) : shape{1, s.k, s.m} {
+    if (!s.sums_a) return;
+    copy_offset = (static_cast<size_t>(shape.partials()) * sizeof(double) + 63) / 64 * 64;
+    const bool copied = s.dtype == Dtype::bf16;
+    bytes = copy_offset + (copied ? static_cast<size_t>(s.k * s.m) * sizeof(float) : 0);
+  }
+};
 
 // Depthwise backward-weights sums this many partial results: a number that depends on the shape
 // alone, so that the last bits do not depend on the threads.

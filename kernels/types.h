@@ -71,6 +71,10 @@ inline constexpr bool kHasCuda = false;
 
 enum class Activation : uint8_t { none, relu, relu6 };
 
+// GELU (Hendrycks and Gimpel 2016): x times the normal distribution's function, or the
+// approximation of it by tanh.
+enum class Gelu : uint8_t { exact, tanh };
+
 // Geometry of a 2-d convolution. Images are NHWC, f32 or bf16; filters OHWI (I = in_channels /
 // groups), f32.
 struct ConvShape {

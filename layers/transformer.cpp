@@ -32,6 +32,12 @@ TransformerBlock::TransformerBlock(const TransformerOptions& options, std::optio
 }
 
 Tensor TransformerBlock::mlp(const Tensor& x, float dropped) {
+  // One op where the layers are what it knows: what stands beside a layer or looks at it wants the
+  // layer by itself.
+  const auto plain = [](const Linear& layer) { return !layer.adapted() && !layer.tapped(); };
+  if (dropped == 0 && plain(linear1_) && plain(linear2_)) {
+    return feed_forward(x, linear1_.weight, linear1_.bias, linear2_.weight, linear2_.bias);
+  }
   const Tensor hidden = linear1_(x);
   return linear2_(bias_gelu_dropout(hidden, Tensor(), dropped, true, key_for(dropped)));
 }

@@ -22,8 +22,9 @@ struct TransformerOptions {
 // packed in_proj, see separate_projections). timm calls them attn, mlp.fc1, mlp.fc2, norm1, norm2;
 // BERT attention, intermediate.dense, output.dense, attention.output.LayerNorm, output.LayerNorm.
 //
-// GELU and the dropout behind it are one kernel, and so are dropout, sum and norm where the norm
-// comes last. With the norm first the sum is wanted by itself: it is the next residual.
+// The MLP is one op where nothing is dropped, else GELU and the dropout behind it are one kernel,
+// and so are dropout, sum and norm where the norm comes last. With the norm first the sum is wanted
+// by itself: it is the next residual.
 class TransformerBlock : public Module, public DropsOut {
  public:
   // Without a key the weights are left unset, for a caller who fills them.

@@ -1,5 +1,6 @@
 // Self-attention and the blocks of transformers: values and gradients against double precision,
 // sequences of different lengths, fused chains against plain ops, and the weights of others.
+#include <algorithm>
 #include <cmath>
 #include <doctest/doctest.h>
 #include <functional>
@@ -306,6 +307,55 @@ TEST_CASE("a block is the plain ops that its chains fuse, dropout included") {
     CHECK(doubles(layer(x)) != dropped);
     layer.set_dropout(0);
     CHECK(doubles(layer(x)) == still);
+  }
+}
+
+TEST_CASE("the MLP is one op, or its parts where one of its layers is adapted") {
+  TransformerBlock layer({.width = 12, .heads = 3, .hidden = 20});
+  test::fill_with_hashed_weights(layer, {});
+  layer.to(test_device());
+  const auto run = [&] {
+    layer.zero_grad();
+    Tensor x = hashed_tensor("x", {2, 5, 12}).set_requires_grad();
+    const int64_t before = recorded_nodes();
+    const Tensor y = layer(x);
+    const int64_t nodes = recorded_nodes() - before;
+    backward(sum(mul(y, hashed_tensor("loss", {2, 5, 12}))));
+    std::map<std::string, Doubles> all{{"y", doubles(y)}, {"x", doubles(x.grad())}};
+    for (const NamedTensor& entry : layer.named_parameters()) {
+      if (entry.role == AdapterRole::adapter || !entry.tensor->requires_grad()) continue;
+      all[entry.name] = doubles(entry.tensor->grad());
+    }
+    return std::pair{nodes, all};
+  };
+  const auto whole = run();
+  const auto agrees = [&](const std::map<std::string, Doubles>& parts) {
+    for (const auto& [name, values] : parts) {
+      CAPTURE(name);
+      CHECK(largest_difference(whole.second.at(name), values) <
+            3e-6 * std::max(1.0, largest(values)));
+    }
+  };
+  for (const char* name : {"linear1", "linear2"}) {
+    CAPTURE(name);
+    const auto modules = layer.named_modules();
+    const auto found = std::find_if(modules.begin(), modules.end(),
+                                    [&](const auto& entry) { return entry.first == name; });
+    auto& linear = dynamic_cast<AdaptedLayer&>(*found->second);
+    linear.add_adapter(2, 1, 0, RngKey{7});  // adds nothing at first
+    linear.to(test_device());
+    const auto parts = run();
+    CHECK(parts.first > whole.first + 2);
+    agrees(parts.second);
+    linear.drop_adapter();
+    // A frozen layer stays in the op.
+    linear.weight.set_requires_grad(false);
+    linear.bias.set_requires_grad(false);
+    const auto frozen = run();
+    CHECK(frozen.first == whole.first);
+    agrees(frozen.second);
+    linear.weight.set_requires_grad();
+    linear.bias.set_requires_grad();
   }
 }
 

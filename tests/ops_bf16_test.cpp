@@ -82,6 +82,24 @@ TEST_CASE("ops in bf16 are f32's, rounded") {
     CHECK(narrow.grad().dtype() == Dtype::f32);
     CHECK(distance(narrow.grad(), wide.grad()) <= 0x1p-7);
   }
+  // Its parameters are f32, too, and their gradients f32 sums; the hidden values are rounded.
+  for (const Gelu form : {Gelu::exact, Gelu::tanh}) {
+    const std::vector<Tensor> parameters{held({24, 40}, 10, -0.2f, 0.2f), held({24}, 11),
+                                         held({16, 24}, 12, -0.2f, 0.2f), held({16}, 13)};
+    std::vector<Tensor> wide, narrow;
+    for (const Tensor& parameter : parameters) {
+      wide.push_back(parameter.clone().set_requires_grad());
+      narrow.push_back(parameter.clone().set_requires_grad());
+    }
+    same_row("feed_forward", rows, [&](const Tensor& x) {
+      const auto& p = x.dtype() == Dtype::bf16 ? narrow : wide;
+      return feed_forward(x, p[0], p[1], p[2], p[3], form);
+    });
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      CHECK(narrow[i].grad().dtype() == Dtype::f32);
+      CHECK(distance(narrow[i].grad(), wide[i].grad()) <= 0x1p-7);
+    }
+  }
   // Two gradients for one tensor.
   same_row("mul", rows, [](const Tensor& x) { return mul(x, x); });
 }

@@ -1,4 +1,6 @@
-// matmul and linear against sums of outer products in double.
+// matmul, linear and feed_forward against sums of outer products in double.
+#include <cmath>
+
 #include "tests/support/op_table.h"
 
 using namespace graft;
@@ -58,20 +60,54 @@ void matmul_row(const std::string& op, const Shape& leading, int64_t m, int64_t 
   }
 }
 
+// x (..., in) times the transpose of w, and a bias.
+Array affine(const Array& x, const Array& w, const Array* bias) {
+  Shape shape = x.shape;
+  shape.back() = w.shape[0];
+  const Array rows({x.size() / w.shape[1], w.shape[1]}, x.values);
+  const Array y(shape, outer_products(rows, w, false, true).values);
+  return bias == nullptr ? y : zip(y, *bias, [](double a, double b) { return a + b; });
+}
+
 void linear_row(const std::string& op, const Shape& x, int64_t out, bool bias) {
   CAPTURE(text(x, " ", out));
   std::vector<Input> inputs{factor(x), factor({out, x.back()}).parameter()};
   if (bias) inputs.push_back(factor({out}).parameter());
   op_row(
       op, inputs, [&](const Tensors& in) { return linear(in[0], in[1], bias ? in[2] : Tensor()); },
-      [&](const Arrays& in) {
-        Shape shape = x;
-        shape.back() = out;
-        Array rows({numel_of(x) / x.back(), x.back()}, in[0].values);
-        Array y(shape, outer_products(rows, in[1], false, true).values);
-        return bias ? zip(y, in[2], [](double a, double b) { return a + b; }) : y;
-      },
+      [&](const Arrays& in) { return affine(in[0], in[1], bias ? &in[2] : nullptr); },
       Options(accumulating(std::max(numel_of(x), x.back()))).with_threads_mattering());
+}
+
+double gelu_of(double x, Gelu form) {
+  if (form == Gelu::exact) return x / 2 * std::erfc(-x / std::sqrt(2.0));
+  return x / 2 * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+}
+
+void feed_forward_row(const std::string& op, const Shape& x, int64_t hidden, int64_t out,
+                      bool bias = true) {
+  for (const Gelu form : {Gelu::exact, Gelu::tanh}) {
+    CAPTURE(text(x, " ", hidden, " ", out, " ", static_cast<int>(form)));
+    std::vector<Input> inputs{factor(x), factor({hidden, x.back()}).parameter(),
+                              factor({out, hidden}).parameter()};
+    if (bias) {
+      inputs.push_back(factor({hidden}).parameter());
+      inputs.push_back(factor({out}).parameter());
+    }
+    op_row(
+        op, inputs,
+        [&](const Tensors& in) {
+          return feed_forward(in[0], in[1], bias ? in[3] : Tensor(), in[2], bias ? in[4] : Tensor(),
+                              form);
+        },
+        [&](const Arrays& in) {
+          const Array pre = affine(in[0], in[1], bias ? &in[3] : nullptr);
+          const Array inner = map(pre, [&](double value) { return gelu_of(value, form); });
+          return affine(inner, in[2], bias ? &in[4] : nullptr);
+        },
+        Options(accumulating(std::max({numel_of(x), x.back(), hidden, out})))
+            .with_threads_mattering());
+  }
 }
 
 }  // namespace
@@ -160,6 +196,90 @@ TEST_CASE("linear") {
   op_error("linear", "expected an f32 bias [3], got f32[4]", [] {
     linear(Tensor::zeros({2, 5}), Tensor::zeros({3, 5}), Tensor::zeros({4}));
   });
+}
+
+TEST_CASE("feed_forward") {
+  feed_forward_row("feed_forward", {1, 1}, 1, 1);
+  feed_forward_row("feed_forward", {5}, 3, 2);
+  feed_forward_row("feed_forward", {4, 7}, 9, 5);
+  feed_forward_row("feed_forward", {4, 7}, 9, 5, false);
+  feed_forward_row("feed_forward", {2, 3, 17}, 33, 12);
+  feed_forward_row("feed_forward", {0, 4}, 3, 2);
+  feed_forward_row("feed_forward", {70, 12}, 72, 10);  // more than one thread's share
+  // Products whose k is cut into chunks, there and back, with and without 16-byte access.
+  feed_forward_row("feed_forward", {6, 300}, 20, 3);
+  feed_forward_row("feed_forward", {3, 5}, 20, 300);
+  feed_forward_row("feed_forward", {3, 261}, 7, 261);
+}
+
+// The large tile of kernels/cuda/gemm_bf16.cuh, whose rows are those of the small one.
+TEST_CASE("feed_forward: many rows are as few are") {
+  const int64_t rows = 95 * 128 + 1, few = 3, in = 8, hidden = 72, out = 8;
+  const auto random = [](Shape shape, uint32_t stream) {
+    return uniform(std::move(shape), -1, 1, {3, 0, stream}).to(test_device());
+  };
+  const Tensor x = random({rows, in}, 1), g = random({rows, out}, 2);
+  const Tensor w1 = random({hidden, in}, 3), b1 = random({hidden}, 4);
+  const Tensor w2 = random({out, hidden}, 5), b2 = random({out}, 6);
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    for (const Gelu form : {Gelu::exact, Gelu::tanh}) {
+      // y and dx of `count` rows from `first` on.
+      const auto run = [&](int64_t first, int64_t count) {
+        Tensor leaf = narrow(x, first, count).clone().set_requires_grad();
+        const Tensor y = feed_forward(cast(leaf, dtype), w1, b1, w2, b2, form);
+        backward(y, cast(narrow(g, first, count), dtype));
+        return std::pair{cast(y.detach(), Dtype::f32), leaf.grad()};
+      };
+      const auto [y, dx] = run(0, rows);
+      const double tolerance = dtype == Dtype::bf16 ? 0x1p-6 : 1e-5;
+      for (const int64_t first : {int64_t{0}, int64_t{1000}, rows - few}) {
+        const auto [few_y, few_dx] = run(first, few);
+        CHECK(compare(to_array(narrow(y, first, few)), to_array(few_y), tolerance, tolerance) ==
+              "");
+        CHECK(compare(to_array(narrow(dx, first, few)), to_array(few_dx), tolerance,
+                      4 * tolerance) == "");
+      }
+    }
+  }
+}
+
+TEST_CASE("feed_forward: errors") {
+  const auto zeros = [](Shape shape) { return Tensor::zeros(std::move(shape)); };
+  const Tensor x = zeros({2, 4}), w1 = zeros({3, 4}), w2 = zeros({5, 3});
+  op_error("feed_forward", "expected x (..., 4) for weight1 f32[3, 4], got f32[2, 5]", [&] {
+    feed_forward(zeros({2, 5}), w1, Tensor(), w2, Tensor());
+  });
+  op_error("feed_forward", "expected weight2 (out, 3) behind weight1 f32[3, 4], got f32[5, 4]",
+           [&] {
+             feed_forward(x, w1, Tensor(), zeros({5, 4}), Tensor());
+           });
+  op_error("feed_forward", "expected an f32 weight2 (out, in), got f32[3]",
+           [&] { feed_forward(x, w1, Tensor(), zeros({3}), Tensor()); });
+  op_error("feed_forward", "expected an f32 bias1 [3], got f32[5]",
+           [&] { feed_forward(x, w1, zeros({5}), w2, Tensor()); });
+  op_error("feed_forward", "expected an f32 bias2 [5], got f32[3]",
+           [&] { feed_forward(x, w1, Tensor(), w2, zeros({3})); });
+}
+
+TEST_CASE("feed_forward: what is frozen gets no gradient and costs no memory") {
+  const auto random = [](Shape shape, uint32_t stream) {
+    return uniform(std::move(shape), -1, 1, {4, 0, stream}).to(test_device());
+  };
+  const Tensor x = random({3, 4}, 1);
+  Tensor w1 = random({6, 4}, 2), b1 = random({6}, 3), w2 = random({5, 6}, 4), b2 = random({5}, 5);
+  b1.set_requires_grad();
+  b2.set_requires_grad();
+  backward(sum(feed_forward(x, w1, b1, w2, b2)));
+  CHECK(!w1.grad().defined());
+  CHECK(!w2.grad().defined());
+  const Array alone1 = to_array(b1.grad()), alone2 = to_array(b2.grad());
+  for (Tensor* parameter : {&w1, &b1, &w2, &b2}) {
+    parameter->set_requires_grad();
+    parameter->zero_grad();
+  }
+  backward(sum(feed_forward(x, w1, b1, w2, b2)));
+  CHECK(compare(to_array(b1.grad()), alone1, 1e-6, 1e-6) == "");
+  CHECK(compare(to_array(b2.grad()), alone2, 1e-6, 1e-6) == "");
 }
 
 TEST_CASE("linear: packed weights follow in-place changes") {

@@ -30,7 +30,10 @@ enum class Bug {
   one_bad_element,
   wrong_type,
   wrong_shape,
-  nameless,  // when memory runs out
+  nameless,            // when memory runs out
+  end_of_every_chunk,  // a product's GELU, taken of parts of its sums
+  slope_of_result,     // GELU's derivative where y is, not x
+  bias_behind_gelu,    // a bias's gradient without the GELU in front of it
 };
 
 // Doubles x; gradient 2 g.
@@ -97,6 +100,34 @@ Tensor cube(const Tensor& x, Bug bug) {
                 });
 }
 
+Tensor gelu_slope(const Tensor& x) {
+  const Tensor s = sigmoid(mul(add(x, mul(pow(x, 3), 0.044715f)), 1.5957691f));
+  const Tensor inner = mul(add(mul(mul(x, x), 0.134145f), 1), 1.5957691f);
+  return add(s, mul(mul(x, inner), mul(s, add(neg(s), 1))));
+}
+
+// gelu(x w^T + b), by tanh.
+Tensor layer(const Tensor& x, const Tensor& w, const Tensor& b, Bug bug) {
+  const Tensor left = x.detach(), right = w.detach();
+  const Tensor pre = linear(left, right, b.detach());
+  Tensor y = gelu_tanh(pre);
+  if (bug == Bug::end_of_every_chunk) {
+    const int64_t k = x.dim(1), half = k / 2;
+    y = add(gelu_tanh(linear(slice(left, 1, 0, half), slice(right, 1, 0, half))),
+            gelu_tanh(linear(slice(left, 1, half, k - half), slice(right, 1, half, k - half), b)))
+            .detach();
+  }
+  return record("layer", {x, w, b}, y,
+                [bug, x = Saved(x), w = Saved(w), pre = Saved(pre), y = Saved(y)](
+                    const Tensor& g, const Needs&) -> Grads {
+                  const Tensor& at =
+                      bug == Bug::slope_of_result ? y.get("layer") : pre.get("layer");
+                  const Tensor dpre = mul(g, gelu_slope(at));
+                  return {matmul(dpre, w.get("layer")), matmul(dpre, x.get("layer"), true),
+                          sum(bug == Bug::bias_behind_gelu ? g : dpre, {0})};
+                });
+}
+
 bool rejected(Bug bug) {
   const auto doubled = [](const Arrays& in) { return map(in[0], [](double x) { return 2 * x; }); };
   std::vector<std::string> problems;
@@ -140,6 +171,20 @@ bool rejected(Bug bug) {
   add_row(
       {real({6})}, [&](const Tensors& in) { return cube(in[0], bug); },
       [](const Arrays& in) { return map(in[0], [](double x) { return x * x * x; }); });
+  add_row(
+      {real({4, 6}), real({5, 6}), real({5})},
+      [&](const Tensors& in) { return layer(in[0], in[1], in[2], bug); },
+      [](const Arrays& in) {
+        Array y({4, 5});
+        for (int64_t i = 0; i < 20; ++i) {
+          double v = in[2].at({i % 5});
+          for (int64_t k = 0; k < 6; ++k) v += in[0].at({i / 5, k}) * in[1].at({i % 5, k});
+          const double u = std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v);
+          y.values[static_cast<size_t>(i)] = v / 2 * (1 + std::tanh(u));
+        }
+        return y;
+      },
+      accumulating(24));
   if (bug == Bug::none) {
     for (const std::string& line : problems) MESSAGE(line);
   }
@@ -167,6 +212,9 @@ TEST_CASE("ops with a mistake are rejected") {
   CHECK(rejected(Bug::wrong_type));
   CHECK(rejected(Bug::wrong_shape));
   CHECK(rejected(Bug::nameless));
+  CHECK(rejected(Bug::end_of_every_chunk));
+  CHECK(rejected(Bug::slope_of_result));
+  CHECK(rejected(Bug::bias_behind_gelu));
 }
 
 TEST_CASE("the comparison is per element and knows what is not finite") {

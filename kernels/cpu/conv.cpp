@@ -253,7 +253,7 @@ void conv_forward(const LibraryPlan& plan, Reals y, ConstReals x, const void* we
 void conv_backward_data(const LibraryPlan& plan, Reals dx, ConstReals g, const void* weight,
                         void* scratch) {
   if (operation(plan).as_product) {
-    matmul(plan, dx, g, weight, nullptr, scratch);
+    matmul(plan, dx, g, weight, {}, scratch);
     return;
   }
   checked("conv2d backward", [&] {

@@ -1,9 +1,14 @@
 // Matrix products on oneDNN: y = a b + bias, row-major f32 or bf16, accumulated in f32.
 //
+// GELU and its derivative are passes of our own over the result, in the cache where it is small:
+// oneDNN's post-operation does not keep what the derivative reads, and a network that trains and
+// one that does not shall compute the same bits. In bf16 they take the rounded sums.
+//
 // bf16 products take bf16 weights: packing an f32 one rounds it. On a machine without instructions
 // for them they are f32 products of f32 copies, weights as they are. A weight may be given in
 // oneDNN's packed layout (plan.packing). Determinism: the order of summation over k is fixed by the
 // shape and the number of threads.
+#include <algorithm>
 #include <unordered_map>
 
 #include "kernels/cpu/onednn.h"
@@ -57,35 +62,66 @@ Copies copies_of(const MatmulShape& s) {
 
 using namespace onednn;
 
+namespace {
+
+void end_product(const MatmulShape& s, Reals y, ConstReals sums, const void* pre) {
+  const int64_t n = s.batch * s.m * s.n;
+  if (s.end == MatmulEnd::gelu) unary(unary_of(s.gelu), {}, y, sums, n);
+  if (s.end == MatmulEnd::gelu_grad) {
+    unary_grad(unary_of(s.gelu), {}, y, {pre, y.dtype}, {}, sums, n);
+  }
+}
+
+void sum_columns(const MatmulShape& s, float* sums, ConstReals a, void* scratch) {
+  const ColumnSums columns(s);
+  const float* wide = a.as<float>();
+  if (a.dtype == Dtype::bf16) {
+    void* copy = static_cast<char*>(scratch) + columns.copy_offset;
+    cast(copy, Dtype::f32, a.data, Dtype::bf16, s.k * s.m);
+    wide = static_cast<const float*>(copy);
+  }
+  reduce_sum(sums, wide, columns.shape, 1, static_cast<double*>(scratch));
+}
+
+}  // namespace
+
 LibraryPlan matmul_plan(const MatmulShape& s) {
   return cached(
       {'m', s.batch, s.m, s.n, s.k, s.transpose_a, s.transpose_b, s.shared_a, s.shared_b, s.bias,
-       s.packed_b, s.weight_b, static_cast<int64_t>(s.dtype), static_cast<int64_t>(s.y_dtype)},
+       s.packed_b, s.weight_b, s.sums_a, static_cast<int64_t>(s.end), static_cast<int64_t>(s.gelu),
+       static_cast<int64_t>(s.dtype), static_cast<int64_t>(s.y_dtype)},
       [&] {
         return checked(
             "matmul",
             [&] {
               Layout plain_b;
               Operation made = product(s, plain_b);
-              return plan_of(std::move(made), plain_b, copies_of(s));
+              made.shape = s;
+              LibraryPlan plan = plan_of(std::move(made), plain_b, copies_of(s));
+              plan.scratch_bytes = std::max(plan.scratch_bytes, ColumnSums(s).bytes);
+              return plan;
             },
             " for ", s.batch, " x (", s.m, " x ", s.k, ") (", s.k, " x ", s.n, ")");
       });
 }
 
-void matmul(const LibraryPlan& plan, Reals y, ConstReals a, const void* b, const float* bias,
-            void* scratch) {
+void matmul(const LibraryPlan& plan, Reals y, ConstReals a, const void* b,
+            const MatmulArrays& others, void* scratch) {
   checked("matmul", [&] {
     const Operation& op = operation(plan);
+    const bool keeps = op.shape.end == MatmulEnd::gelu && others.pre != nullptr;
+    const Reals sums{keeps ? others.pre : y.data, y.dtype};
     std::unordered_map<int, Memory> arguments{
         {DNNL_ARG_SRC, wrap(op.source, widened(op.source, a.data, op.source_copy, scratch))},
         {DNNL_ARG_WEIGHTS, wrap(op.weight, widened(op.weight, b, op.weight_copy, scratch))},
-        {DNNL_ARG_DST, wrap(op.target, wide_target(y.data, op.target_copy, scratch))},
+        {DNNL_ARG_DST, wrap(op.target, wide_target(sums.data, op.target_copy, scratch))},
         {DNNL_ARG_SCRATCHPAD, wrap(op.scratch, scratch)}};
     // An argument that the product does not have is an error.
-    if (bias != nullptr) arguments.insert({DNNL_ARG_BIAS, wrap(op.bias, bias)});
+    if (others.bias != nullptr) arguments.insert({DNNL_ARG_BIAS, wrap(op.bias, others.bias)});
     op.primitive.execute(stream(), arguments);
-    narrow(y.data, op.target, op.target_copy, scratch);
+    narrow(sums.data, op.target, op.target_copy, scratch);
+    end_product(op.shape, y, sums, others.pre);
+    if (others.sums != nullptr) sum_columns(op.shape, others.sums, a, scratch);
   });
 }
 

@@ -42,6 +42,7 @@ struct Operation {
   dnnl::primitive reorder;
   size_t intermediate_offset = 0;
   bool as_product = false;  // a 1x1 backward-data that runs as a matrix product
+  MatmulShape shape{};      // of a product
   // Where bf16 arrays are computed with in f32: where behind the scratchpad their f32 copies lie.
   std::optional<size_t> source_copy, weight_copy, target_copy;
 };

@@ -7,6 +7,12 @@
 // epilogue adds. Numerics: CUBLAS_COMPUTE_32F, f32 without TF32; sums of bf16 products are f32,
 // too, and the bias stays f32: where the library has no algorithm for that, our own kernel does it.
 //
+// Ends: GELU (GELU_AUX, which keeps what it is taken of) and its derivative (DGELU) are the tanh
+// form in this library, and want rows of a multiple of 8 elements; the exact form is refused, and
+// becomes a pass of our own (gemm.cu). The sums of a's columns, which are the gradient of a bias,
+// are BGRADB: our a is its second matrix. They come with the gradient of the weight, whose sums are
+// f32 as the bias's gradient is; DGELU_BGRAD would give that the type of y.
+//
 // Choice: the library proposes algorithms for a shape; the first call runs them all and takes the
 // fastest, or the first within a stream capture, where nothing can be timed. That choice stands for
 // this and later processes (kernels/choices.h). Determinism: an algorithm gives the same bits in
@@ -124,6 +130,21 @@ cublasLtMatrixLayout_t layout(const Library& lib, Dtype dtype, int64_t rows, int
   return made;
 }
 
+cublasLtEpilogue_t epilogue_of(const MatmulShape& s) {
+  if (s.sums_a) return CUBLASLT_EPILOGUE_BGRADB;
+  if (s.end == MatmulEnd::gelu_grad) return CUBLASLT_EPILOGUE_DGELU;
+  if (s.end == MatmulEnd::gelu) {
+    return s.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+  }
+  return s.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+// Whether one epilogue says all that the shape wants.
+bool has_epilogue(const MatmulShape& s) {
+  if (s.sums_a) return s.end == MatmulEnd::none && !s.bias;
+  return s.end == MatmulEnd::none || (s.gelu == Gelu::tanh && s.n % 8 == 0);
+}
+
 }  // namespace
 
 // Lives as long as the process, and so do the library's objects in it.
@@ -133,7 +154,7 @@ struct LibraryProduct {
   cublasLtMatmulDesc_t product = nullptr;
   cublasLtMatrixLayout_t left = nullptr, right = nullptr, result = nullptr;
 
-  // Guards what follows and the bias pointer in `product`.
+  // Guards what follows and the pointers in `product`.
   mutable std::mutex mutex;
   mutable std::vector<Algorithm> candidates;
   mutable bool chosen = false;  // then there is one candidate, or none
@@ -154,7 +175,6 @@ struct LibraryProduct {
     // A row-major matrix is the transpose of the column-major one in the same place.
     const cublasOperation_t turn_left = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasOperation_t turn_right = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
-    const cublasLtEpilogue_t epilogue = s.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
     left = s.transpose_b ? layout(lib, s.dtype, s.k, s.n, s.batch, s.shared_b)
                          : layout(lib, s.dtype, s.n, s.k, s.batch, s.shared_b);
     right = s.transpose_a ? layout(lib, s.dtype, s.m, s.k, s.batch, s.shared_a)
@@ -163,8 +183,9 @@ struct LibraryProduct {
     return left != nullptr && right != nullptr && result != nullptr &&
            set(CUBLASLT_MATMUL_DESC_TRANSA, turn_left) &&
            set(CUBLASLT_MATMUL_DESC_TRANSB, turn_right) &&
-           set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue) &&
-           (!s.bias || set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t{CUDA_R_32F}));
+           set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(s)) &&
+           (s.end == MatmulEnd::none || set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s.n)) &&
+           (!(s.bias || s.sums_a) || set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t{CUDA_R_32F}));
   }
 
   bool propose() {
@@ -264,8 +285,8 @@ struct LibraryProduct {
 
 std::shared_ptr<const LibraryProduct> library_product(const MatmulShape& s) {
   const Library* lib = library();
-  if (lib == nullptr || s.batch > INT32_MAX) return nullptr;
-  using Key = std::array<int64_t, 11>;
+  if (lib == nullptr || s.batch > INT32_MAX || !has_epilogue(s)) return nullptr;
+  using Key = std::array<int64_t, 14>;
   static std::mutex mutex;
   static auto* known = new std::map<Key, std::shared_ptr<const LibraryProduct>>;
   const Key key{s.batch,
@@ -277,6 +298,9 @@ std::shared_ptr<const LibraryProduct> library_product(const MatmulShape& s) {
                 s.shared_a,
                 s.shared_b,
                 s.bias,
+                s.sums_a,
+                static_cast<int64_t>(s.end),
+                static_cast<int64_t>(s.gelu),
                 static_cast<int64_t>(s.dtype),
                 static_cast<int64_t>(s.y_dtype)};
   std::lock_guard lock(mutex);
@@ -297,10 +321,16 @@ size_t library_scratch(const LibraryProduct& product) {
 }
 
 bool library_matmul(const LibraryProduct& product, void* y, const void* a, const void* b,
-                    const float* bias, void* scratch) {
+                    const MatmulArrays& others, void* scratch) {
   std::lock_guard lock(product.mutex);
   if (product.candidates.empty()) return false;
+  // The sums go where a bias would come from.
+  const void* bias = others.sums != nullptr ? others.sums : others.bias;
   if (bias != nullptr && !product.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)) return false;
+  if (others.pre != nullptr &&
+      !product.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, others.pre)) {
+    return false;
+  }
   if (!product.chosen) product.choose(y, a, b, scratch);
   if (product.run(product.candidates[0], y, a, b, scratch)) return true;
   product.candidates.clear();
@@ -316,7 +346,8 @@ namespace graft::cuda {
 struct LibraryProduct {};
 std::shared_ptr<const LibraryProduct> library_product(const MatmulShape&) { return nullptr; }
 size_t library_scratch(const LibraryProduct&) { return 0; }
-bool library_matmul(const LibraryProduct&, void*, const void*, const void*, const float*, void*) {
+bool library_matmul(const LibraryProduct&, void*, const void*, const void*, const MatmulArrays&,
+                    void*) {
   return false;
 }
 

@@ -5,32 +5,11 @@
 // y's type. Determinism: tile and cut of k by the shape alone; the chunks' sums are added in order.
 #include "kernels/cuda/gemm_bf16.cuh"
 #include "kernels/cuda/gemm_bf16.h"
+#include "kernels/cuda/gemm_end.cuh"
 #include "kernels/cuda/scratch.h"
 
 namespace graft::cuda {
 namespace {
-
-__device__ void write(float& to, float value) { to = value; }
-__device__ void write(uint16_t& to, float value) { to = to_bf16(value); }
-
-template <class T>
-struct Bf16Epilogue {
-  T* y;
-  const float* bias;  // null: none
-  int64_t m, n;
-  bool wide;
-
-  template <int W>
-  __device__ void store(int64_t batch, int64_t row, int64_t column, Pack<float, W> sums) const {
-    if (bias != nullptr) {
-      const Pack<float, W> added = load<W>(bias + column);
-      for (int j = 0; j < W; ++j) sums.v[j] += added.v[j];
-    }
-    Pack<T, W> result;
-    for (int j = 0; j < W; ++j) write(result.v[j], sums.v[j]);
-    graft::cuda::store(y + (batch * m + row) * n + column, result);
-  }
-};
 
 template <int kPack>
 struct MakeOperand {
@@ -59,7 +38,7 @@ void multiply(const MatmulShape& s, const uint16_t* a, const uint16_t* b,
 template <class T>
 void matmul_to(const MatmulShape& s, T* y, const uint16_t* a, const uint16_t* b,
                const float* bias) {
-  const Bf16Epilogue<T> epilogue{y, bias, s.m, s.n, s.n % 4 == 0 && aligned({y, bias})};
+  const GemmEnd<T> epilogue{y, bias, s.m, s.n, s.n % 4 == 0 && aligned({y, bias})};
   const bool packable = aligned({a, b}) && (s.transpose_a ? s.m : s.k) % 8 == 0 &&
                         (s.transpose_b ? s.k : s.n) % 8 == 0;
   if (packable) {

@@ -23,5 +23,5 @@ void conv_backward_data(const LibraryPlan& plan, Reals dx, ConstReals g, const v
 void conv_backward_weight(const LibraryPlan& plan, float* dw, ConstReals x, ConstReals g,
                           void* scratch);
 // a and b are of the shape's dtype (b: unless it is a packed weight), y of its y_dtype.
-void matmul(const LibraryPlan& plan, Reals y, ConstReals a, const void* b, const float* bias,
-            void* scratch);
+void matmul(const LibraryPlan& plan, Reals y, ConstReals a, const void* b,
+            const MatmulArrays& others, void* scratch);

@@ -28,6 +28,7 @@ struct Outcome;
   X(unsigned_wrap, "0u - 1 taken for a place left of the first", rules | detector)                 \
   X(tail_forgotten, "packs of four, and nobody does the rest", reference | detector)               \
   X(wrong_row_stride, "rows are as long as the part that is read, not as the array's", reference)  \
+  X(bias_by_row, "the bias of a column is looked up by its row", reference)                        \
   X(transposed_stride, "the transposed array is walked with the stride of the other",              \
     orders | reference | detector)                                                                 \
   X(index_overflow, "row * columns in 32 bits, signed", reference | sanitizer)                     \
@@ -114,6 +115,8 @@ struct Outcome;
   X(mean_of_padded_row, "divided by the padded length", reference)                                 \
   X(float_counter_stands_still, "counting on in float beyond 2^24", reference)                     \
   X(gradient_at_the_kink, ">= where > is meant", reference)                                        \
+  X(gelu_of_chunks, "GELU of every chunk of a sum, not of the sum", reference)                     \
+  X(gelu_slope_of_result, "GELU's derivative at its result", reference)                            \
   /* host.cu */                                                                                    \
   X(host_pointer_to_kernel, "a kernel is given the host's array", detector)                        \
   X(device_pointer_on_host, "the host reads device memory", rules)                                 \

@@ -61,6 +61,13 @@ __global__ void first_columns_kernel(float* y, const float* x, int rows, int col
   y[i] = x[row * (kBroken ? columns : pitch) + column];
 }
 
+// y (rows, columns) = x + bias.
+template <bool kBroken>
+__global__ void bias_kernel(float* y, const float* x, const float* bias, int rows, int columns) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < rows * columns) y[i] = x[i] + bias[kBroken ? i / columns : i % columns];
+}
+
 template <bool kBroken>
 __global__ void transpose_kernel(float* y, const float* x, int rows, int columns) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -248,6 +255,16 @@ Outcome wrong_row_stride(bool broken) {
   return {results_of(120, {1, 128}, 0, GRAFT_TWIN(first_columns_kernel, broken), input.data(), 10,
                      12, 16),
           wanted};
+}
+
+Outcome bias_by_row(bool broken) {
+  const Floats x = numbers(size_t{6} * 9), bias = numbers(9, 2);
+  const DeviceArray<float> input(x), added(bias);
+  Floats wanted;
+  for (size_t i = 0; i < x.size(); ++i) wanted.push_back(x[i] + bias[i % 9]);
+  return {
+      results_of(54, {1, 64}, 0, GRAFT_TWIN(bias_kernel, broken), input.data(), added.data(), 6, 9),
+      wanted};
 }
 
 Outcome transposed_stride(bool broken) {

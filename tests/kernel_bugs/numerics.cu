@@ -1,5 +1,6 @@
 // Wrong formulas and rounding: nothing but a reference finds these.
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/functors.h"
 #include "kernels/philox.h"
 #include "tests/kernel_bugs/bugs.h"
 #include "tests/kernel_bugs/harness.h"
@@ -87,6 +88,28 @@ __global__ void relu_gradient_kernel(float* gx, const float* y, const float* g, 
   if (i < n) gx[i] = (kBroken ? y[i] >= 0 : y[i] > 0) ? g[i] : 0.0f;
 }
 
+// The end of a product whose k was cut into three chunks.
+template <bool kBroken>
+__global__ void gelu_kernel(float* y, const float* chunks, int n) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= n) return;
+  float sum = 0;
+  for (int chunk = 0; chunk < 3; ++chunk) {
+    const float part = chunks[chunk * n + i];
+    sum += kBroken ? fn::Gelu::f(part, {}) : part;
+  }
+  y[i] = kBroken ? sum : fn::Gelu::f(sum, {});
+}
+
+template <bool kBroken>
+__global__ void gelu_gradient_kernel(float* gx, const float* x, const float* y, const float* g,
+                                     int n) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < n) gx[i] = g[i] * fn::Gelu::d(kBroken ? y[i] : x[i], 0, {});
+}
+
+double gelu(double x) { return x / 2 * std::erfc(-x / std::sqrt(2.0)); }
+
 double variance(const Floats& x) {
   double mean = 0, squares = 0;
   for (float value : x) mean += value / static_cast<double>(x.size());
@@ -163,6 +186,31 @@ Outcome gradient_at_the_kink(bool broken) {
   for (size_t i = 0; i < 6; ++i) wanted.push_back(y[i] > 0 ? g[i] : 0.0f);
   return {results_of(6, {1, 32}, 0, GRAFT_TWIN(relu_gradient_kernel, broken), output.data(),
                      gradient.data(), 6),
+          wanted};
+}
+
+Outcome gelu_of_chunks(bool broken) {
+  Floats chunks = numbers(60), wanted;
+  for (float& value : chunks) value /= 16;
+  for (size_t i = 0; i < 20; ++i) {
+    wanted.push_back(static_cast<float>(gelu(chunks[i] + chunks[20 + i] + chunks[40 + i])));
+  }
+  const DeviceArray<float> input(chunks);
+  return {results_of(20, {1, 32}, 0, GRAFT_TWIN(gelu_kernel, broken), input.data(), 20), wanted};
+}
+
+Outcome gelu_slope_of_result(bool broken) {
+  Floats x = numbers(30), y, wanted;
+  const Floats g = numbers(30, 2);
+  for (size_t i = 0; i < x.size(); ++i) {
+    x[i] /= 16;
+    y.push_back(static_cast<float>(gelu(x[i])));
+    const double slope = (gelu(x[i] + 1e-5) - gelu(x[i] - 1e-5)) / 2e-5;
+    wanted.push_back(static_cast<float>(g[i] * slope));
+  }
+  const DeviceArray<float> before(x), after(y), gradient(g);
+  return {results_of(30, {1, 32}, 0, GRAFT_TWIN(gelu_gradient_kernel, broken), before.data(),
+                     after.data(), gradient.data(), 30),
           wanted};
 }
 
