@@ -69,10 +69,10 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = Tensor
 // in), weight2 (out, hidden); either bias may be undefined.
 Tensor feed_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
                     const Tensor& weight2, const Tensor& bias2, Gelu form = Gelu::exact);
-// x (m, n), f32 -> its singular values (min(m, n)), largest first. Computed in double on the host:
-// on a CUDA device it waits for x, so a step with it cannot be recorded as a graph. The gradient is
-// that of distinct values above 0; among equal ones (0, too) it is that of one of the possible
-// bases, which a function that treats them alike does not notice. Not finite in, NaN out.
+// x (m, n), f32 -> its singular values (min(m, n)), largest first, computed in double. The gradient
+// is that of distinct values above 0; among equal ones it is that of one of the possible bases,
+// which a function that treats them alike does not notice, and at 0 it may be 0. Not finite in, NaN
+// out.
 Tensor singular_values(const Tensor& x);
 
 // --- shape

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/augment.h"
 #include "kernels/isa.h"
 
 namespace graft {
@@ -32,7 +33,12 @@ struct ImageBatch {
   const int32_t* filters = nullptr;
   const float* levels = nullptr;  // (channels, 256): what a byte becomes
   const uint8_t* pixels = nullptr;
-  uint8_t* between = nullptr;  // working memory, contents arbitrary
+  int64_t steps = 0;                       // most changes of any picture
+  const PictureChange* changes = nullptr;  // (images, steps)
+  // Working memory, contents arbitrary: pictures between passes; with changes two copies of the
+  // views, and the tables of a step (images, channels, 256).
+  uint8_t *between = nullptr, *copies[2] = {nullptr, nullptr}, *tables = nullptr;
+  int64_t view_bytes() const { return height * width * channels; }
 };
 
 inline namespace GRAFT_ISA_NAMESPACE {
@@ -59,23 +65,30 @@ GRAFT_HD inline uint8_t image_between(const ImageBatch& in, const ImageView& vie
                   in.filters + view.columns + column * (view.column_taps + 2));
 }
 
-// A number of the result.
-GRAFT_HD inline float image_value(const ImageBatch& in, const ImageView& view, int64_t row,
-                                  int64_t column, int64_t channel) {
+// A byte of the view before its changes.
+GRAFT_HD inline uint8_t image_byte(const ImageBatch& in, const ImageView& view, int64_t row,
+                                   int64_t column, int64_t channel) {
   if (view.flip_rows) row = in.height - 1 - row;
   if (view.flip_columns) column = in.width - 1 - column;
   row -= view.top;
   column -= view.left;
-  const float* levels = in.levels + channel * 256;
-  if (row < 0 || row >= view.height || column < 0 || column >= view.width) return levels[0];
+  if (row < 0 || row >= view.height || column < 0 || column >= view.width) return 0;
   const int64_t stride = view.between_width * in.channels;
   const uint8_t* between = in.between + view.between + channel;
   if (view.rows_first) {
-    return levels[resample(between + row * stride, in.channels,
-                           in.filters + view.columns + column * (view.column_taps + 2))];
+    return resample(between + row * stride, in.channels,
+                    in.filters + view.columns + column * (view.column_taps + 2));
   }
-  return levels[resample(between + column * in.channels, stride,
-                         in.filters + view.rows + row * (view.row_taps + 2))];
+  return resample(between + column * in.channels, stride,
+                  in.filters + view.rows + row * (view.row_taps + 2));
+}
+
+// A pixel of view `image` after change `step`; the view before it is in copies[step % 2].
+GRAFT_HD inline void image_changed(const ImageBatch& in, int64_t step, int64_t image, int64_t row,
+                                   int64_t column, uint8_t* out) {
+  change_pixel(in.changes[image * in.steps + step], in.copies[step % 2] + image * in.view_bytes(),
+               in.tables + image * in.channels * 256, in.width, in.height, in.channels, column, row,
+               out);
 }
 
 }  // namespace GRAFT_ISA_NAMESPACE

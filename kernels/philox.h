@@ -43,7 +43,11 @@ GRAFT_HD inline Philox4 philox(const RngKey& key, uint64_t index) {
 
 // Word number `element` of a key's sequence.
 GRAFT_HD inline uint32_t philox_word(const RngKey& key, uint64_t element) {
-  return philox(key, element >> 2).v[element & 3];
+  const Philox4 words = philox(key, element >> 2);
+  // Chosen, not indexed: a GPU has no index into registers, and would put the four into memory.
+  const uint32_t even = element & 2 ? words.v[2] : words.v[0];
+  const uint32_t odd = element & 2 ? words.v[3] : words.v[1];
+  return element & 1 ? odd : even;
 }
 
 // Uniform in [0, 1) with 24 bits.

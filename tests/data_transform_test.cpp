@@ -53,15 +53,15 @@ uint32_t crc32(const std::vector<uint8_t>& bytes) {
 }
 
 Image run(const std::string& name, double a, double b, const Image& image) {
-  if (name == "brightness") return adjust_brightness(image, a);
-  if (name == "contrast") return adjust_contrast(image, a);
-  if (name == "saturation") return adjust_saturation(image, a);
-  if (name == "sharpness") return adjust_sharpness(image, a);
-  if (name == "hue") return adjust_hue(image, a);
-  if (name == "rotate") return rotate(image, a);
+  if (name == "brightness") return changed(image, brightness_change(a));
+  if (name == "contrast") return changed(image, contrast_change(a));
+  if (name == "saturation") return changed(image, saturation_change(a));
+  if (name == "sharpness") return changed(image, sharpness_change(a));
+  if (name == "hue") return changed(image, hue_change(a));
+  if (name == "rotate") return changed(image, rotate_change(a, image.width, image.height));
   if (name.starts_with("rand")) {
     const auto op = static_cast<RandOp>(std::stoi(name.substr(4)));
-    return apply(op, static_cast<int>(a), b != 0, image);
+    return changed(image, change_of(op, static_cast<int>(a), b != 0, image.width, image.height));
   }
   Preprocessing preprocessing;
   preprocessing.resize = static_cast<int64_t>(a);
@@ -254,10 +254,10 @@ TEST_CASE("transforms refuse impossible settings") {
                        "got crop 0 and resize 256",
                        Error);
   CHECK_THROWS_AS(eval_view(Image{}, Preprocessing{}), Error);
-  CHECK_THROWS_WITH_AS(apply(RandOp::rotate, 31, false, image),
+  CHECK_THROWS_WITH_AS(change_of(RandOp::rotate, 31, false, 8, 8),
                        "RandAugment: expected a magnitude of 0 to 30, got 31", Error);
-  CHECK_THROWS_AS(adjust_hue(image, 0.6), Error);
-  CHECK_THROWS_AS(posterize(image, 0), Error);
+  CHECK_THROWS_AS(hue_change(0.6), Error);
+  CHECK_THROWS_AS(posterize_change(0), Error);
   preprocessing = {};
   preprocessing.stddev[1] = 0;
   std::vector<float> out(8 * 8 * 3);

@@ -11,6 +11,7 @@
 
 #include "engine/data/file_structure.h"
 #include "engine/data/image.h"
+#include "kernels/augment.h"
 #include "kernels/error.h"
 
 #define STB_IMAGE_IMPLEMENTATION

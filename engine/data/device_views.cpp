@@ -1,5 +1,5 @@
-// One array: views, filters, levels and pixels, each aligned as its elements want, so that a batch
-// is one copy to the device.
+// One array: views, changes, filters, levels and pixels, each aligned as its elements want, so that
+// a batch is one copy to the device.
 #include "engine/data/device_views.h"
 
 #include <algorithm>
@@ -35,8 +35,8 @@ size_t aligned(size_t bytes) { return (bytes + 15) / 16 * 16; }
 
 }  // namespace
 
-PackedView pack_view(const Image& image, const ViewGeometry& geometry,
-                     Interpolation interpolation) {
+PackedView pack_view(const Image& image, const ViewGeometry& geometry, Interpolation interpolation,
+                     std::vector<PictureChange> changes) {
   const ViewGeometry& g = geometry;
   GRAFT_CHECK(g.left >= 0 && g.top >= 0 && g.width >= 1 && g.height >= 1 &&
                   g.left + g.width <= image.width && g.top + g.height <= image.height,
@@ -48,6 +48,7 @@ PackedView pack_view(const Image& image, const ViewGeometry& geometry,
       resize_filter(g.width, g.to_width, g.window_left, g.window_width, interpolation);
   const int64_t used_rows = rows.end - rows.begin, used_columns = columns.end - columns.begin;
   PackedView packed;
+  packed.changes = std::move(changes);
   ImageView& view = packed.view;
   view.row_taps = append(rows, g.window_height, packed.filters);
   view.columns = static_cast<int64_t>(packed.filters.size());
@@ -74,8 +75,9 @@ PackedView pack_view(const Image& image, const ViewGeometry& geometry,
 
 PackedBatch pack_batch(std::span<const PackedView> views, const Preprocessing& preprocessing,
                        int64_t channels, bool pinned) {
-  size_t words = 0, pixels = 0;
+  size_t words = 0, pixels = 0, steps = 0;
   for (const PackedView& packed : views) {
+    steps = std::max(steps, packed.changes.size());
     words += packed.filters.size();
     pixels += packed.pixels.size();
   }
@@ -83,7 +85,9 @@ PackedBatch pack_batch(std::span<const PackedView> views, const Preprocessing& p
   batch.images.images = static_cast<int64_t>(views.size());
   batch.images.height = batch.images.width = preprocessing.crop;
   batch.images.channels = channels;
-  batch.filters = aligned(views.size() * sizeof(ImageView));
+  batch.images.steps = static_cast<int64_t>(steps);
+  batch.changes = aligned(views.size() * sizeof(ImageView));
+  batch.filters = batch.changes + aligned(views.size() * steps * sizeof(PictureChange));
   batch.levels = batch.filters + aligned(words * sizeof(int32_t));
   const NormalisedLevels levels = normalised_levels(preprocessing, channels);
   batch.pixels = batch.levels + static_cast<size_t>(channels) * sizeof(levels[0]);
@@ -105,6 +109,10 @@ PackedBatch pack_batch(std::span<const PackedView> views, const Preprocessing& p
     batch.images.most_between_rows =
         std::max<int64_t>(batch.images.most_between_rows, view.between_height);
     std::memcpy(out + i * sizeof view, &view, sizeof view);
+    std::vector<PictureChange> changes = packed.changes;
+    changes.resize(steps);  // with changes of nothing
+    std::copy_n(reinterpret_cast<const uint8_t*>(changes.data()), steps * sizeof(PictureChange),
+                out + batch.changes + i * steps * sizeof(PictureChange));
     const size_t filter_bytes = packed.filters.size() * sizeof(int32_t);
     std::memcpy(out + batch.filters + next_word * sizeof(int32_t), packed.filters.data(),
                 filter_bytes);
@@ -122,13 +130,20 @@ Tensor render(const PackedBatch& batch, const Tensor& bytes, Dtype dtype) {
   const Device device = bytes.device();
   ImageBatch images = batch.images;
   Tensor result({images.images, images.height, images.width, images.channels}, dtype, device);
-  Tensor between({static_cast<int64_t>(batch.between_bytes)}, Dtype::u8, device);
+  const int64_t copy = images.steps > 0 ? images.images * images.view_bytes() : 0;
+  const int64_t tables = images.steps > 0 ? images.images * images.channels * 256 : 0;
+  const auto between_bytes = static_cast<int64_t>(batch.between_bytes);
+  Tensor working({between_bytes + 2 * copy + tables}, Dtype::u8, device);
   const auto* arrays = static_cast<const uint8_t*>(bytes.raw());
   images.views = reinterpret_cast<const ImageView*>(arrays);
+  images.changes = reinterpret_cast<const PictureChange*>(arrays + batch.changes);
   images.filters = reinterpret_cast<const int32_t*>(arrays + batch.filters);
   images.levels = reinterpret_cast<const float*>(arrays + batch.levels);
   images.pixels = arrays + batch.pixels;
-  images.between = static_cast<uint8_t*>(between.raw());
+  images.between = static_cast<uint8_t*>(working.raw());
+  images.copies[0] = images.between + between_bytes;
+  images.copies[1] = images.copies[0] + copy;
+  images.tables = images.copies[1] + copy;
   GRAFT_KERNEL(render_images, device)(images, result.mutable_reals());
   return result;
 }

@@ -15,11 +15,6 @@ struct Image {
   std::vector<uint8_t> pixels;                  // height * width * channels
 };
 
-// One colour pixel as grey: ITU-R 601 luma in 16-bit fixed point, as Pillow's convert("L").
-inline uint8_t luma(const uint8_t* rgb) {
-  return static_cast<uint8_t>((rgb[0] * 19595 + rgb[1] * 38470 + rgb[2] * 7471 + 0x8000) >> 16);
-}
-
 struct DecodeLimits {
   int64_t max_pixels = 89'478'485;  // Pillow's warning limit
   int64_t max_bytes = int64_t{512} << 20;

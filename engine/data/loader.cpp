@@ -177,10 +177,6 @@ struct Loader::State {
   PackedView pack(size_t position, int64_t of_epoch) {
     const int64_t size = preprocessing.crop;
     const ViewGeometry as_it_is{0, 0, size, size, size, size, 0, 0, size, size};
-    if (options.train && !is_geometric(augmentation)) {
-      const std::shared_ptr<const Image> image = picture(position, !random_crop());
-      return pack_view(view(*image, position, of_epoch), as_it_is, preprocessing.interpolation);
-    }
     // A crop that is kept is resized once, here.
     const bool cropped = !random_crop() && options.cache_bytes > 0;
     const std::shared_ptr<const Image> image = picture(position, cropped);
@@ -195,7 +191,9 @@ struct Loader::State {
       geometry.flip_horizontal = flips.horizontal;
       geometry.flip_vertical = flips.vertical;
     }
-    return pack_view(*image, geometry, preprocessing.interpolation);
+    std::vector<PictureChange> changes;
+    if (options.train) changes = draw_changes(augmentation, size, size, random);
+    return pack_view(*image, geometry, preprocessing.interpolation, std::move(changes));
   }
 
   void run(std::stop_token stop) {

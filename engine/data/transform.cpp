@@ -125,19 +125,11 @@ Image train_view(const Image& image, const Preprocessing& preprocessing,
 
 ViewGeometry train_geometry(int64_t width, int64_t height, const Preprocessing& preprocessing,
                             const Augmentation& augmentation, RandomStream& random) {
-  GRAFT_CHECK(is_geometric(augmentation),
-              "train_geometry: colour jitter and RandAugment are more than geometry; take "
-              "train_view()");
   ViewGeometry geometry = random_geometry(width, height, preprocessing, augmentation, random);
   const Flips flips = draw_flips(augmentation, random);
   geometry.flip_horizontal = flips.horizontal;
   geometry.flip_vertical = flips.vertical;
   return geometry;
-}
-
-bool is_geometric(const Augmentation& augmentation) {
-  return augmentation.randaugment_ops <= 0 && augmentation.brightness <= 0 &&
-         augmentation.contrast <= 0 && augmentation.saturation <= 0 && augmentation.hue <= 0;
 }
 
 Image flip_horizontal(const Image& image) {

@@ -59,10 +59,9 @@ struct Augmentation {
 Image train_view(const Image& image, const Preprocessing& preprocessing,
                  const Augmentation& augmentation, RandomStream& random);
 
-// Of train_view() with the same draws, where the augmentation changes geometry alone.
+// Of train_view(), from the same draws; those of draw_changes() follow.
 ViewGeometry train_geometry(int64_t width, int64_t height, const Preprocessing& preprocessing,
                             const Augmentation& augmentation, RandomStream& random);
-bool is_geometric(const Augmentation& augmentation);
 
 // (v / 255 - mean) / stddev for each channel and each byte v.
 using NormalisedLevels = std::array<std::array<float, 256>, 3>;

@@ -277,9 +277,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// dx = scale dz - (x - center) slope - constant; the map holds slope and constant.
+// dx = scale dz - (x - center) slope - constant; the map holds slope and constant. Wide packs want
+// more registers than the compiler takes by itself: it would rather spill than have two blocks on a
+// multiprocessor instead of three. (0: as it likes.)
 template <class T, int kWidth, Mask mask>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kWidth > 4 ? 2 : 0)
     column_center_grad_kernel(ColumnGrad<T> p, ColumnTable map, ColumnCut cut) {
   const ColumnWalk<kWidth> walk(cut, true);
   if (walk.count == 0) return;

@@ -47,6 +47,8 @@ constexpr size_t kWorkspace = size_t{32} << 20;  // what NVIDIA recommends for H
 constexpr int kCandidates = 8;
 constexpr int kRounds = 4;            // the first of them warms up
 constexpr float kWorthwhile = 0.95f;  // a later proposal must beat the first one's time by this
+// Algorithms are proposed for pointers that are aligned as well as this one, which is not followed.
+void* const kSomewhere = reinterpret_cast<void*>(uintptr_t{16});
 
 // The functions, under their own names.
 struct Library {
@@ -184,7 +186,9 @@ struct LibraryProduct {
            set(CUBLASLT_MATMUL_DESC_TRANSA, turn_left) &&
            set(CUBLASLT_MATMUL_DESC_TRANSB, turn_right) &&
            set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(s)) &&
-           (s.end == MatmulEnd::none || set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s.n)) &&
+           (s.end == MatmulEnd::none ||
+            (set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s.n) &&
+             set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, kSomewhere))) &&
            (!(s.bias || s.sums_a) || set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t{CUDA_R_32F}));
   }
 

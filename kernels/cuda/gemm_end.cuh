@@ -21,7 +21,7 @@ namespace graft::cuda {
 __device__ inline void write_rounded(float& to, float value) { to = value; }
 __device__ inline void write_rounded(uint16_t& to, float value) { to = to_bf16(value); }
 __device__ inline float read_wide(float value) { return value; }
-__device__ inline float read_wide(uint16_t bits) { return __uint_as_float(uint32_t{bits} << 16); }
+__device__ inline float read_wide(uint16_t bits) { return from_bf16(bits); }
 
 template <class T, int W>
 __device__ void store_rounded(T* to, const Pack<float, W>& values) {

@@ -82,8 +82,10 @@ __global__ void short_rows_kernel(float* y, const float* x, int64_t rows, int64_
     const int n = there ? static_cast<int>(axis) : 0;
     RowPart<kWidth, kPacks> part(x + row * axis, n, team, -INFINITY);
     float max = part.v[0], sum = 0;
+#pragma unroll
     for (const float value : part.v) max = Largest{}(max, value);
     max = team.reduce(max, Largest{});
+#pragma unroll
     for (float& value : part.v) {
       const float power = fn::fast_exp(value - max);
       sum += power;
@@ -91,6 +93,7 @@ __global__ void short_rows_kernel(float* y, const float* x, int64_t rows, int64_
     }
     sum = team.reduce(sum, Sum{});
     const float factor = kLog ? std::log(sum) : 1.0f / sum;
+#pragma unroll
     for (float& value : part.v) value = kLog ? (value - max) - factor : value * factor;
     part.write(y + row * axis, n, team);
   });
@@ -105,8 +108,10 @@ __global__ void short_rows_grad_kernel(float* dx, const float* y, const float* g
     const RowPart<kWidth, kPacks> py(y + row * axis, n, team, 0);
     RowPart<kWidth, kPacks> part(g + row * axis, n, team, 0);
     float sum = 0;
+#pragma unroll
     for (int k = 0; k < kWidth * kPacks; ++k) sum += Grad::term(py.v[k], part.v[k]);
     const Grad grad{team.reduce(sum, Sum{})};
+#pragma unroll
     for (int k = 0; k < kWidth * kPacks; ++k) part.v[k] = grad(py.v[k], part.v[k]);
     part.write(dx + row * axis, n, team);
   });
