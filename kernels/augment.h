@@ -26,12 +26,6 @@ enum class Change : int32_t {
   sharpness,
   warp,
 };
-constexpr bool is_table(Change change) {
-  return change >= Change::brightness && change <= Change::equalize;
-}
-constexpr bool wants_histogram(Change change) {
-  return change >= Change::contrast && change <= Change::equalize;
-}
 
 // One change of one picture.
 struct PictureChange {
@@ -46,6 +40,13 @@ struct PictureChange {
 };
 
 inline namespace GRAFT_ISA_NAMESPACE {
+
+GRAFT_HD inline bool is_table(Change change) {
+  return change >= Change::brightness && change <= Change::equalize;
+}
+GRAFT_HD inline bool wants_histogram(Change change) {
+  return change >= Change::contrast && change <= Change::equalize;
+}
 
 // One colour pixel as grey: ITU-R 601 luma in 16-bit fixed point, as Pillow's convert("L").
 GRAFT_HD inline uint8_t luma(const uint8_t* rgb) {

@@ -35,13 +35,21 @@ struct ImageBatch {
   const uint8_t* pixels = nullptr;
   int64_t steps = 0;                       // most changes of any picture
   const PictureChange* changes = nullptr;  // (images, steps)
-  // Working memory, contents arbitrary: pictures between passes; with changes two copies of the
-  // views, and the tables of a step (images, channels, 256).
-  uint8_t *between = nullptr, *copies[2] = {nullptr, nullptr}, *tables = nullptr;
-  int64_t view_bytes() const { return height * width * channels; }
+  // Working memory, contents arbitrary: pictures between passes; with changes the views
+  // before even and odd steps, and the tables of a step (images, channels, 256).
+  uint8_t *between = nullptr, *even = nullptr, *odd = nullptr, *tables = nullptr;
 };
 
 inline namespace GRAFT_ISA_NAMESPACE {
+
+GRAFT_HD inline int64_t view_bytes(const ImageBatch& in) {
+  return in.height * in.width * in.channels;
+}
+
+// The views before a step.
+GRAFT_HD inline uint8_t* views_before(const ImageBatch& in, int64_t step) {
+  return step % 2 == 0 ? in.even : in.odd;
+}
 
 // One byte of a pass: inputs `step` bytes apart, rounded to the nearest.
 GRAFT_HD inline uint8_t resample(const uint8_t* in, int64_t step, const int32_t* filter) {
@@ -83,10 +91,10 @@ GRAFT_HD inline uint8_t image_byte(const ImageBatch& in, const ImageView& view, 
                   in.filters + view.rows + row * (view.row_taps + 2));
 }
 
-// A pixel of view `image` after change `step`; the view before it is in copies[step % 2].
+// A pixel of view `image` after change `step`.
 GRAFT_HD inline void image_changed(const ImageBatch& in, int64_t step, int64_t image, int64_t row,
                                    int64_t column, uint8_t* out) {
-  change_pixel(in.changes[image * in.steps + step], in.copies[step % 2] + image * in.view_bytes(),
+  change_pixel(in.changes[image * in.steps + step], views_before(in, step) + image * view_bytes(in),
                in.tables + image * in.channels * 256, in.width, in.height, in.channels, column, row,
                out);
 }

@@ -130,7 +130,7 @@ Tensor render(const PackedBatch& batch, const Tensor& bytes, Dtype dtype) {
   const Device device = bytes.device();
   ImageBatch images = batch.images;
   Tensor result({images.images, images.height, images.width, images.channels}, dtype, device);
-  const int64_t copy = images.steps > 0 ? images.images * images.view_bytes() : 0;
+  const int64_t copy = images.steps > 0 ? images.images * view_bytes(images) : 0;
   const int64_t tables = images.steps > 0 ? images.images * images.channels * 256 : 0;
   const auto between_bytes = static_cast<int64_t>(batch.between_bytes);
   Tensor working({between_bytes + 2 * copy + tables}, Dtype::u8, device);
@@ -141,9 +141,9 @@ Tensor render(const PackedBatch& batch, const Tensor& bytes, Dtype dtype) {
   images.levels = reinterpret_cast<const float*>(arrays + batch.levels);
   images.pixels = arrays + batch.pixels;
   images.between = static_cast<uint8_t*>(working.raw());
-  images.copies[0] = images.between + between_bytes;
-  images.copies[1] = images.copies[0] + copy;
-  images.tables = images.copies[1] + copy;
+  images.even = images.between + between_bytes;
+  images.odd = images.even + copy;
+  images.tables = images.odd + copy;
   GRAFT_KERNEL(render_images, device)(images, result.mutable_reals());
   return result;
 }

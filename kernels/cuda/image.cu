@@ -62,7 +62,7 @@ __global__ void tables_kernel(ImageBatch batch, int64_t step) {
   __syncthreads();
   const int64_t pixels = batch.height * batch.width;
   if (wants_histogram(change.change)) {
-    const uint8_t* picture = batch.copies[step % 2] + image * batch.view_bytes();
+    const uint8_t* picture = views_before(batch, step) + image * view_bytes(batch);
     for (int64_t i = threadIdx.x; i < pixels; i += blockDim.x) {
       const uint8_t byte =
           table_byte(change.change, picture + i * batch.channels, batch.channels, channel);
@@ -80,7 +80,7 @@ __global__ void tables_kernel(ImageBatch batch, int64_t step) {
 
 __global__ void change_kernel(ImageBatch batch, int64_t step) {
   const int64_t image = blockIdx.x / batch.height, row = blockIdx.x % batch.height;
-  uint8_t* out = batch.copies[(step + 1) % 2] + int64_t{blockIdx.x} * batch.width * batch.channels;
+  uint8_t* out = views_before(batch, step + 1) + int64_t{blockIdx.x} * batch.width * batch.channels;
   for (int64_t x = threadIdx.x; x < batch.width; x += blockDim.x) {
     image_changed(batch, step, image, row, x, out + x * batch.channels);
   }
@@ -102,7 +102,7 @@ void render_images(const ImageBatch& batch, Reals y) {
   constexpr const char* kOp = "render_images";
   const Grid rows{batch.images * batch.height};
   launch(kOp, {batch.images * batch.most_between_rows}, 0, between_kernel, batch);
-  if (batch.steps > 0) launch(kOp, rows, 0, render_kernel<uint8_t>, batch.copies[0], batch);
+  if (batch.steps > 0) launch(kOp, rows, 0, render_kernel<uint8_t>, batch.even, batch);
   for (int64_t step = 0; step < batch.steps; ++step) {
     launch(kOp, {batch.images * batch.channels}, 0, tables_kernel, batch, step);
     launch(kOp, rows, 0, change_kernel, batch, step);
@@ -110,7 +110,7 @@ void render_images(const ImageBatch& batch, Reals y) {
   visit_real(y.dtype, [&](auto tag) {
     using T = decltype(tag);
     if (batch.steps > 0) {
-      const uint8_t* last = batch.copies[batch.steps % 2];
+      const uint8_t* last = views_before(batch, batch.steps);
       launch(kOp, rows, 0, levels_kernel<T>, y.as<T>(), last, batch);
     } else {
       launch(kOp, rows, 0, render_kernel<T>, y.as<T>(), batch);

@@ -30,7 +30,7 @@ void make_tables(const ImageBatch& batch, int64_t step) {
     for (int64_t i = begin; i < end; ++i) {
       const PictureChange& change = batch.changes[i / channels * batch.steps + step];
       if (!is_table(change.change)) continue;
-      const uint8_t* picture = batch.copies[step % 2] + i / channels * batch.view_bytes();
+      const uint8_t* picture = views_before(batch, step) + i / channels * view_bytes(batch);
       int32_t counts[256] = {};
       if (wants_histogram(change.change)) {
         for (int64_t p = 0; p < pixels; ++p) {
@@ -72,7 +72,7 @@ void render_images(const ImageBatch& batch, Reals y) {
   const int64_t row_bytes = batch.width * channels;
   if (batch.steps > 0) {
     each_row(batch, [&](int64_t image, int64_t row) {
-      uint8_t* out = batch.copies[0] + (image * batch.height + row) * row_bytes;
+      uint8_t* out = batch.even + (image * batch.height + row) * row_bytes;
       for (int64_t x = 0; x < batch.width; ++x) {
         for (int64_t c = 0; c < channels; ++c) *out++ = byte(image, row, x, c);
       }
@@ -81,13 +81,13 @@ void render_images(const ImageBatch& batch, Reals y) {
   for (int64_t step = 0; step < batch.steps; ++step) {
     make_tables(batch, step);
     each_row(batch, [&](int64_t image, int64_t row) {
-      uint8_t* out = batch.copies[(step + 1) % 2] + (image * batch.height + row) * row_bytes;
+      uint8_t* out = views_before(batch, step + 1) + (image * batch.height + row) * row_bytes;
       for (int64_t x = 0; x < batch.width; ++x) {
         image_changed(batch, step, image, row, x, out + x * channels);
       }
     });
   }
-  const uint8_t* last = batch.copies[batch.steps % 2];
+  const uint8_t* last = views_before(batch, batch.steps);
   visit_real(y.dtype, [&](auto tag) {
     using T = decltype(tag);
     each_row(batch, [&](int64_t image, int64_t row) {
