@@ -3,6 +3,7 @@
 // signature everywhere.
 //
 // list/library.h   kernels on top of oneDNN here and cuBLASLt, cuDNN there
+// list/svd.h       on top of Eigen here, our own there
 // the other lists  our own kernels; on the CPU compiled twice (AVX2, AVX-512) and picked at start
 //
 // All pointers are to contiguous row-major arrays on the backend's device; sizes are in elements; n
