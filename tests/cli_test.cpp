@@ -83,6 +83,8 @@ TEST_CASE("wrong usage is exit code 2 with advice on stderr and nothing on stdou
        "batch must be at least 1"},
       {{"finetune", "--data", data, "--out", out, "--weights", "w", "--drop-path", "1"},
        "drop path must be below 1"},
+      {{"finetune", "--data", data, "--out", out, "--weights", "w", "--hue", "0.6"},
+       "at most 0.5 for the hue"},
       {{"finetune", "--data", data, "--out", out, "--weights", "w", "--lr", "-1"},
        "learning rate must be at least 0"},
       {{"finetune", "--data", data, "--out", out, "--weights", "w", "--optimizer", "adam"},

@@ -369,6 +369,19 @@ TEST_CASE("impossible options are refused before a thread is started") {
   options = {};
   options.workers = -1;
   CHECK(fault({1}, options) == "loader: expected workers and prefetch of at least 0, got -1 and 2");
+  options = {};
+  options.train = true;
+  Augmentation augmentation;
+  augmentation.hue = 0.6;
+  CHECK_THROWS_WITH_AS(Loader(pictures.data, {1}, small(), augmentation, options),
+                       "colour jitter: expected strengths of 0 or more, and at most 0.5 for the "
+                       "hue, got 0, 0, 0 and 0.6",
+                       Error);
+  augmentation = {};
+  augmentation.randaugment_ops = 1;
+  augmentation.randaugment_magnitude = 31;
+  CHECK_THROWS_WITH_AS(Loader(pictures.data, {1}, small(), augmentation, options),
+                       "RandAugment: expected a magnitude of 0 to 30, got 31", Error);
   Pictures wrong;
   wrong.data.samples[2].label = 3;
   CHECK_THROWS_WITH_AS(Loader(wrong.data, wrong.all, small(), {}, {}),

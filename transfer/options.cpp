@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "engine/data/augment.h"
 #include "kernels/error.h"
 
 namespace graft {
@@ -133,6 +134,7 @@ void check_options(const FinetuneOptions& o) {
               o.batch_norm_momentum);
   GRAFT_CHECK(o.dropout < 1, "finetune: dropout must be below 1, got ", o.dropout);
   GRAFT_CHECK(o.drop_path < 1, "finetune: drop path must be below 1, got ", o.drop_path);
+  check_augmentation(o.augmentation);
   if (o.steps <= 0) at_least("epochs", static_cast<double>(o.epochs), 1);
   at_least("steps", static_cast<double>(o.steps), 0);
   at_least("batch", static_cast<double>(o.batch), 1);

@@ -43,6 +43,11 @@ double round15(double x) {
   return result;
 }
 
+void check_magnitude(int magnitude) {
+  GRAFT_CHECK(magnitude >= 0 && magnitude < kMagnitudes,
+              "RandAugment: expected a magnitude of 0 to ", kMagnitudes - 1, ", got ", magnitude);
+}
+
 // Entry `index` of torch.linspace(first, last, 31), in f32 as there: counted from the nearer end,
 // with one rounding.
 double magnitude_of(double first, double last, int index) {
@@ -135,8 +140,7 @@ Image changed(const Image& image, const PictureChange& change) {
 bool is_signed(RandOp op) { return op >= RandOp::shear_x && op <= RandOp::sharpness; }
 
 PictureChange change_of(RandOp op, int magnitude, bool negative, int64_t width, int64_t height) {
-  GRAFT_CHECK(magnitude >= 0 && magnitude < kMagnitudes,
-              "RandAugment: expected a magnitude of 0 to ", kMagnitudes - 1, ", got ", magnitude);
+  check_magnitude(magnitude);
   const auto level = [&](double last) {
     const double value = magnitude_of(0, last, magnitude);
     return negative && is_signed(op) ? -value : value;
@@ -175,6 +179,21 @@ PictureChange change_of(RandOp op, int magnitude, bool negative, int64_t width, 
       return {.change = Change::equalize};
   }
   return {};
+}
+
+void check_augmentation(const Augmentation& augmentation) {
+  const double strength[4] = {augmentation.brightness, augmentation.contrast,
+                              augmentation.saturation, augmentation.hue};
+  GRAFT_CHECK(
+      std::all_of(strength, strength + 4, [](double s) { return s >= 0 && std::isfinite(s); }) &&
+          augmentation.hue <= 0.5,
+      "colour jitter: expected strengths of 0 or more, and at most 0.5 for the hue, got ",
+      strength[0], ", ", strength[1], ", ", strength[2], " and ", strength[3]);
+  constexpr int kMostOps = 64;
+  GRAFT_CHECK(augmentation.randaugment_ops >= 0 && augmentation.randaugment_ops <= kMostOps,
+              "RandAugment: expected 0 to ", kMostOps, " operations, got ",
+              augmentation.randaugment_ops);
+  if (augmentation.randaugment_ops > 0) check_magnitude(augmentation.randaugment_magnitude);
 }
 
 Flips draw_flips(const Augmentation& augmentation, RandomStream& random) {

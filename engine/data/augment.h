@@ -60,6 +60,10 @@ bool is_signed(RandOp op);
 // signed ones.
 PictureChange change_of(RandOp op, int magnitude, bool negative, int64_t width, int64_t height);
 
+// Throws unless it can be drawn from: strengths of colour jitter finite and 0 or more, the hue's at
+// most 0.5; RandAugment at most 64 times, with a magnitude of 0 to 30.
+void check_augmentation(const Augmentation& augmentation);
+
 struct Flips {
   bool horizontal = false, vertical = false;
 };

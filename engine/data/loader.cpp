@@ -302,6 +302,7 @@ Loader::Loader(const ImageDataset& data, std::vector<int64_t> indices,
               options.prefetch);
   GRAFT_CHECK(preprocessing.crop >= 1, "loader: expected a crop of at least 1, got ",
               preprocessing.crop);
+  if (options.train) check_augmentation(augmentation);
   GRAFT_CHECK(!indices.empty(), "loader: there are no samples to load");
   const int64_t total = static_cast<int64_t>(data.samples.size());
   const int64_t classes = static_cast<int64_t>(data.class_names.size());

@@ -207,6 +207,24 @@ __global__ void tree_kernel(float* y, const float* x) {
   if (thread == 0) y[0] = sums[0];
 }
 
+// Rounds of rotations between neighbouring rows, a pair a warp; every other round the pairs are
+// the ones between.
+template <bool kBroken>
+__global__ void rotate_rows_kernel(float* y, const float* x) {
+  GRAFT_SHARED(float, rows, [8][32]);
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (unsigned row = 2 * warp; row < 2 * warp + 2; ++row) rows[row][lane] = x[row * 32 + lane];
+  for (unsigned round = 0; round < 8; ++round) {
+    if (!kBroken || round == 0) __syncthreads();
+    const unsigned p = 2 * warp + round % 2, q = (p + 1) % 8;
+    const float a = rows[p][lane], b = rows[q][lane];
+    rows[p][lane] = 0.75f * a - 0.5f * b;
+    rows[q][lane] = 0.5f * a + 0.75f * b;
+  }
+  __syncthreads();
+  for (unsigned row = 2 * warp; row < 2 * warp + 2; ++row) y[row * 32 + lane] = rows[row][lane];
+}
+
 }  // namespace
 
 Outcome no_barrier_before_reuse(bool broken) {
@@ -338,6 +356,22 @@ Outcome tree_without_warp_order(bool broken) {
   Floats wanted(1);
   for (float value : x) wanted[0] += value;
   return {results_of(1, {1, 64}, 0, GRAFT_TWIN(tree_kernel, broken), input.data()), wanted};
+}
+
+Outcome no_barrier_between_rounds(bool broken) {
+  const Floats x = numbers(8 * 32);
+  const DeviceArray<float> input(x);
+  Floats wanted = x;
+  for (size_t round = 0; round < 8; ++round) {
+    for (size_t i = 0; i < 4 * 32; ++i) {
+      const size_t p = 2 * (i / 32) + round % 2, q = (p + 1) % 8;
+      const float a = wanted[p * 32 + i % 32], b = wanted[q * 32 + i % 32];
+      wanted[p * 32 + i % 32] = 0.75f * a - 0.5f * b;
+      wanted[q * 32 + i % 32] = 0.5f * a + 0.75f * b;
+    }
+  }
+  return {results_of(8 * 32, {1, 128}, 0, GRAFT_TWIN(rotate_rows_kernel, broken), input.data()),
+          wanted};
 }
 
 }  // namespace graft::bugs

@@ -109,6 +109,22 @@ __global__ void compact_kernel(float* y, int* next, const float* x, int n) {
   y[place] = x[i];
 }
 
+// Rotations of the rows of a pair, a pair a block; `first` says where the round's pairs begin.
+__device__ void rotate_pair(float* rows, int first, int count) {
+  const int p = 2 * static_cast<int>(blockIdx.x) + first, q = (p + 1) % count;
+  const int column = static_cast<int>(threadIdx.x);
+  const float a = rows[p * 32 + column], b = rows[q * 32 + column];
+  rows[p * 32 + column] = 0.75f * a - 0.5f * b;
+  rows[q * 32 + column] = 0.5f * a + 0.75f * b;
+}
+__global__ void round_kernel(float* rows, int first, int count) { rotate_pair(rows, first, count); }
+__global__ void rounds_kernel(float* rows, int rounds, int count) {
+  for (int round = 0; round < rounds; ++round) {
+    rotate_pair(rows, round % 2, count);
+    __syncthreads();
+  }
+}
+
 }  // namespace
 
 Outcome blocks_write_one_place(bool broken) {
@@ -205,6 +221,29 @@ Outcome places_by_arrival(bool broken) {
   }
   wanted.resize(100);
   return {y.to_host(), wanted};
+}
+
+// Rounds need a launch each: a barrier holds the threads of one block only.
+Outcome rounds_in_one_launch(bool broken) {
+  constexpr int kRows = 8, kRounds = 4;
+  Floats wanted = numbers(kRows * 32);
+  const DeviceArray<float> rows(wanted);
+  if (broken) {
+    cuda::launch("bug", {kRows / 2, 32}, 0, rounds_kernel, rows.data(), kRounds, kRows);
+  } else {
+    for (int round = 0; round < kRounds; ++round) {
+      cuda::launch("bug", {kRows / 2, 32}, 0, round_kernel, rows.data(), round % 2, kRows);
+    }
+  }
+  for (size_t round = 0; round < kRounds; ++round) {
+    for (size_t i = 0; i < kRows / 2 * 32; ++i) {
+      const size_t p = 2 * (i / 32) + round % 2, q = (p + 1) % kRows;
+      const float a = wanted[p * 32 + i % 32], b = wanted[q * 32 + i % 32];
+      wanted[p * 32 + i % 32] = 0.75f * a - 0.5f * b;
+      wanted[q * 32 + i % 32] = 0.5f * a + 0.75f * b;
+    }
+  }
+  return {rows.to_host(), wanted};
 }
 
 }  // namespace graft::bugs

@@ -69,6 +69,8 @@ struct Outcome;
     orders | detector)                                                                             \
   X(tree_without_warp_order, "no barrier in the last steps of a tree",                             \
     orders | reference | detector)                                                                 \
+  X(no_barrier_between_rounds, "warps rotate rows that others have not finished",                  \
+    orders | reference | detector)                                                                 \
   /* warps.cu */                                                                                   \
   X(no_syncwarp, "a neighbour lane's value is read without __syncwarp()",                          \
     orders | reference | detector)                                                                 \
@@ -105,6 +107,8 @@ struct Outcome;
   X(odd_element_unwritten, "pairs, and the odd last element is forgotten", reference | detector)   \
   X(scatter_without_order, "two blocks add to one row", detector)                                  \
   X(places_by_arrival, "places handed out by an atomic counter", orders)                           \
+  X(rounds_in_one_launch, "blocks rotate rows that others have not finished",                      \
+    orders | reference | detector)                                                                 \
   /* numerics.cu */                                                                                \
   X(biased_variance, "divided by n instead of n - 1", reference)                                   \
   X(variance_cancels, "E[x^2] - E[x]^2 far from zero", reference)                                  \
