@@ -131,6 +131,23 @@ GRAFT_HD inline uint8_t table_entry(const PictureChange& change, const TableRule
   }
 }
 
+// The whole table of one channel, by one thread of the host.
+inline void make_table(const PictureChange& change, const uint8_t* picture, int64_t pixels,
+                       int64_t channels, int64_t channel, uint8_t* table) {
+  int32_t counts[256] = {};
+  if (wants_histogram(change.change)) {
+    for (int64_t i = 0; i < pixels; ++i) {
+      ++counts[table_byte(change.change, picture + i * channels, channels, channel)];
+    }
+  }
+  const TableRule rule = table_rule(change.change, counts, pixels);
+  int64_t below = 0;
+  for (int v = 0; v < 256; ++v) {
+    table[v] = table_entry(change, rule, v, below);
+    below += counts[v];
+  }
+}
+
 // ---- pixels
 
 GRAFT_HD inline void change_saturation(const uint8_t* in, uint8_t* out, float factor) {

@@ -76,6 +76,18 @@ struct ColumnSums {
     const bool copied = s.dtype == Dtype::bf16;
     bytes = copy_offset + (copied ? static_cast<size_t>(s.k * s.m) * sizeof(float) : 0);
   }
+  // With the kernels of the backend.
+  template <class Cast, class ReduceSum>
+  void run(float* sums, ConstReals a, void* scratch, const Cast& cast,
+           const ReduceSum& reduce_sum) const {
+    const float* wide = a.as<float>();
+    if (a.dtype == Dtype::bf16) {
+      void* copy = static_cast<char*>(scratch) + copy_offset;
+      cast(copy, Dtype::f32, a.data, Dtype::bf16, shape.axis * shape.inner);
+      wide = static_cast<const float*>(copy);
+    }
+    reduce_sum(sums, wide, shape, 1, static_cast<double*>(scratch));
+  }
 };
 
 // Depthwise backward-weights sums this many partial results: a number that depends on the shape

@@ -92,31 +92,61 @@ TEST_CASE("evaluation views have the bits of the data room's") {
   }
 }
 
+// Training views of all pictures, by the device and by the data room from the same draws.
+struct TrainingViews {
+  int different = 0, flips = 0;
+  std::set<size_t> changes;  // how many a picture had
+};
+TrainingViews training_views(const std::vector<Image>& images, const Preprocessing& preprocessing,
+                             const Augmentation& augmentation) {
+  TrainingViews result;
+  std::vector<PackedView> packed;
+  std::vector<Image> views;
+  for (size_t i = 0; i < images.size(); ++i) {
+    const RngKey key{5, 3, static_cast<uint32_t>(i)};
+    RandomStream here(key), there(key);
+    const ViewGeometry geometry =
+        train_geometry(images[i].width, images[i].height, preprocessing, augmentation, there);
+    result.flips += geometry.flip_horizontal + geometry.flip_vertical;
+    const int64_t side = preprocessing.crop;
+    packed.push_back(pack_view(images[i], geometry, preprocessing.interpolation,
+                               draw_changes(augmentation, side, side, there)));
+    result.changes.insert(packed.back().changes.size());
+    views.push_back(train_view(images[i], preprocessing, augmentation, here));
+    CHECK(here.uniform() == there.uniform());
+  }
+  result.different = different(rendered(packed, preprocessing, 3), views, preprocessing);
+  return result;
+}
+
 TEST_CASE("training views have the bits of the data room's, from the same draws") {
   const std::vector<Image> images = pictures(3);
   Augmentation augmentation;
   augmentation.vertical_flip = true;
-  int flipped = 0;
+  int flips = 0;
   for (const bool random_crop : {true, false}) {
     augmentation.random_resized_crop = random_crop;
     for (const Preprocessing& preprocessing : preprocessings()) {
-      std::vector<PackedView> packed;
-      std::vector<Image> views;
-      for (size_t i = 0; i < images.size(); ++i) {
-        const RngKey key{5, 3, static_cast<uint32_t>(i)};
-        RandomStream here(key), there(key);
-        const ViewGeometry geometry =
-            train_geometry(images[i].width, images[i].height, preprocessing, augmentation, there);
-        flipped += geometry.flip_horizontal + geometry.flip_vertical;
-        packed.push_back(pack_view(images[i], geometry, preprocessing.interpolation));
-        views.push_back(train_view(images[i], preprocessing, augmentation, here));
-        CHECK(here.uniform() == there.uniform());
-      }
+      const TrainingViews views = training_views(images, preprocessing, augmentation);
+      flips += views.flips;
       INFO("resize " << preprocessing.resize << ", crop " << preprocessing.crop);
-      CHECK(different(rendered(packed, preprocessing, 3), views, preprocessing) == 0);
+      CHECK(views.different == 0);
     }
   }
-  CHECK(flipped > 0);
+  CHECK(flips > 0);
+}
+
+TEST_CASE("training views with colour jitter and RandAugment have the bits of the data room's") {
+  Augmentation augmentation;
+  augmentation.random_resized_crop = true;
+  augmentation.brightness = augmentation.contrast = augmentation.saturation = 0.4;
+  augmentation.hue = 0.2;
+  augmentation.randaugment_ops = 2;
+  Preprocessing preprocessing;
+  preprocessing.crop = 24;
+  const TrainingViews views = training_views(pictures(3), preprocessing, augmentation);
+  CHECK(views.changes.size() > 1);  // what is the identity is no step
+  CHECK(views.different == 0);
 }
 
 // Whether a change of every picture, by itself, gives the data room's bytes.
@@ -158,34 +188,6 @@ TEST_CASE("each change of colour or geometry has the bytes of the data room's") 
       }
     }
   }
-}
-
-TEST_CASE("training views with colour jitter and RandAugment have the bits of the data room's") {
-  const std::vector<Image> images = pictures(3);
-  Augmentation augmentation;
-  augmentation.random_resized_crop = true;
-  augmentation.brightness = augmentation.contrast = augmentation.saturation = 0.4;
-  augmentation.hue = 0.2;
-  augmentation.randaugment_ops = 2;
-  Preprocessing preprocessing;
-  preprocessing.crop = 24;
-  std::vector<PackedView> packed;
-  std::vector<Image> views;
-  std::set<size_t> lengths;
-  for (size_t i = 0; i < images.size(); ++i) {
-    const RngKey key{5, 4, static_cast<uint32_t>(i)};
-    RandomStream here(key), there(key);
-    const ViewGeometry geometry =
-        train_geometry(images[i].width, images[i].height, preprocessing, augmentation, there);
-    std::vector<PictureChange> changes = draw_changes(augmentation, 24, 24, there);
-    lengths.insert(changes.size());
-    packed.push_back(
-        pack_view(images[i], geometry, preprocessing.interpolation, std::move(changes)));
-    views.push_back(train_view(images[i], preprocessing, augmentation, here));
-    CHECK(here.uniform() == there.uniform());
-  }
-  CHECK(lengths.size() > 1);  // what is the identity is no step
-  CHECK(different(rendered(packed, preprocessing, 3), views, preprocessing) == 0);
 }
 
 TEST_CASE("bf16 views are the f32 ones, rounded once") {

@@ -109,20 +109,7 @@ Image changed(const Image& image, const PictureChange& change) {
   std::array<uint8_t, 3 * 256> tables;
   if (is_table(change.change)) {
     for (int64_t c = 0; c < channels; ++c) {
-      std::array<int32_t, 256> counts{};
-      if (wants_histogram(change.change)) {
-        for (int64_t i = 0; i < pixels; ++i) {
-          const uint8_t* pixel = image.pixels.data() + i * channels;
-          ++counts[table_byte(change.change, pixel, channels, c)];
-        }
-      }
-      const TableRule rule = table_rule(change.change, counts.data(), pixels);
-      int64_t below = 0;
-      for (int v = 0; v < 256; ++v) {
-        const auto at = static_cast<size_t>(v);
-        tables[static_cast<size_t>(c) * 256 + at] = table_entry(change, rule, v, below);
-        below += counts[at];
-      }
+      make_table(change, image.pixels.data(), pixels, channels, c, tables.data() + c * 256);
     }
   }
   Image result{image.width, image.height, channels, {}};

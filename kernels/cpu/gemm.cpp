@@ -72,17 +72,6 @@ void end_product(const MatmulShape& s, Reals y, ConstReals sums, const void* pre
   }
 }
 
-void sum_columns(const MatmulShape& s, float* sums, ConstReals a, void* scratch) {
-  const ColumnSums columns(s);
-  const float* wide = a.as<float>();
-  if (a.dtype == Dtype::bf16) {
-    void* copy = static_cast<char*>(scratch) + columns.copy_offset;
-    cast(copy, Dtype::f32, a.data, Dtype::bf16, s.k * s.m);
-    wide = static_cast<const float*>(copy);
-  }
-  reduce_sum(sums, wide, columns.shape, 1, static_cast<double*>(scratch));
-}
-
 }  // namespace
 
 LibraryPlan matmul_plan(const MatmulShape& s) {
@@ -121,7 +110,9 @@ void matmul(const LibraryPlan& plan, Reals y, ConstReals a, const void* b,
     op.primitive.execute(stream(), arguments);
     narrow(sums.data, op.target, op.target_copy, scratch);
     end_product(op.shape, y, sums, others.pre);
-    if (others.sums != nullptr) sum_columns(op.shape, others.sums, a, scratch);
+    if (others.sums != nullptr) {
+      ColumnSums(op.shape).run(others.sums, a, scratch, cast, reduce_sum);
+    }
   });
 }
 

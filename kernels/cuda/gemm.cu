@@ -52,14 +52,7 @@ bool packable(const MatmulShape& s, const float* a, const float* b) {
 
 // The sums of a's columns, behind the product: its scratch memory is free then.
 void sum_columns(const MatmulShape& s, float* sums, ConstReals a, void* scratch) {
-  const ColumnSums columns(s);
-  const float* wide = a.as<float>();
-  if (a.dtype == Dtype::bf16) {
-    void* copy = static_cast<char*>(scratch) + columns.copy_offset;
-    cast(copy, Dtype::f32, a.data, Dtype::bf16, s.k * s.m);
-    wide = static_cast<const float*>(copy);
-  }
-  reduce_sum(sums, wide, columns.shape, 1, static_cast<double*>(scratch));
+  ColumnSums(s).run(sums, a, scratch, cast, reduce_sum);
 }
 
 // False: nothing was done.

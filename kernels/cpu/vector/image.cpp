@@ -31,18 +31,7 @@ void make_tables(const ImageBatch& batch, int64_t step) {
       const PictureChange& change = batch.changes[i / channels * batch.steps + step];
       if (!is_table(change.change)) continue;
       const uint8_t* picture = views_before(batch, step) + i / channels * view_bytes(batch);
-      int32_t counts[256] = {};
-      if (wants_histogram(change.change)) {
-        for (int64_t p = 0; p < pixels; ++p) {
-          ++counts[table_byte(change.change, picture + p * channels, channels, i % channels)];
-        }
-      }
-      const TableRule rule = table_rule(change.change, counts, pixels);
-      int64_t below = 0;
-      for (int v = 0; v < 256; ++v) {
-        batch.tables[i * 256 + v] = table_entry(change, rule, v, below);
-        below += counts[v];
-      }
+      make_table(change, picture, pixels, channels, i % channels, batch.tables + i * 256);
     }
   });
 }
