@@ -294,7 +294,7 @@ TEST_CASE("a plan that cannot be meant is refused before anything is trained") {
   refused(rule(R"({"match": "conv1", "freeze": "yes"})"), "expected true or false");
   refused(rule(R"({"match": "fc", "dropout": 1})"), "expected 0 to 0.9999, got 1");
   refused(rule(R"({"match": "cnv1", "freeze": true})"), "did you mean conv1");
-  refused(rule(R"({"match": "layer9", "freeze": true})"), "The model's parts are [conv1, conv2");
+  refused(rule(R"({"match": "layer9", "freeze": true})"), "(the model's parts are [conv1, conv2");
   refused(rule(R"({"match": "*", "freeze": true})"), "unfreeze at least the head, fc");
   refused(R"({"phases": [{}, {"name": "b", "layers": [{"match": "*", "freeze": true}]}]})",
           "phase 2 \"b\": nothing is left to train");

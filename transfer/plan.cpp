@@ -81,8 +81,8 @@ void check_phase(const std::string& where, const Phase& phase, ImageModel& model
       std::vector<std::string> top;
       for (const Block& block : blocks_of(model)) top.push_back(block.name);
       fail("plan: ", where, "no layer matches \"", pattern, "\"",
-           did_you_mean(pattern, all_names(model)), " The model's parts are ", top,
-           " and names below them");
+           did_you_mean(pattern, all_names(model)), " (the model's parts are ", top,
+           " and names below them)");
     }
   }
   const bool trains = std::any_of(

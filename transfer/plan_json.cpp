@@ -21,7 +21,8 @@ class Object {
     GRAFT_CHECK(json.is_object(), where_, ": expected an object { ... }, got ", json.type_name());
     for (const auto& [key, value] : json.items()) {
       GRAFT_CHECK(std::find(known.begin(), known.end(), key) != known.end(), where_,
-                  ": unknown key \"", key, "\"", did_you_mean(key, known), " The keys are ", known);
+                  ": unknown key \"", key, "\"", did_you_mean(key, known), " (the keys are ", known,
+                  ")");
     }
   }
   bool has(const char* key) const { return json_.contains(key); }
@@ -65,7 +66,7 @@ class Object {
       }
     }
     fail(at_key(key), ": there is no \"", given, "\"", did_you_mean(given, known),
-         " The values are ", known);
+         " (the values are ", known, ")");
   }
 
  private:

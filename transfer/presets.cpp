@@ -222,8 +222,8 @@ Plan make_preset(const std::string& name, const FinetuneOptions& options, ImageM
     plan.name = name;
     return plan;
   }
-  fail("plan: there is no preset \"", name, "\"", did_you_mean(name, names), " The presets are ",
-       names);
+  fail("plan: there is no preset \"", name, "\"", did_you_mean(name, names), " (the presets are ",
+       names, ")");
 }
 
 }  // namespace graft

@@ -70,8 +70,8 @@ Score score_of_name(const std::string& name) {
     if (name_of(score) == name) return score;
     names.push_back(name_of(score));
   }
-  fail("rank: there is no score \"", name, "\"", did_you_mean(name, names), " The scores are ",
-       names);
+  fail("rank: there is no score \"", name, "\"", did_you_mean(name, names), " (the scores are ",
+       names, ")");
 }
 
 Scores score_features(const Tensor& features, const Tensor& logits, std::span<const int64_t> labels,

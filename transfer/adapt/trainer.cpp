@@ -71,7 +71,7 @@ void check_adapt_options(const AdaptOptions& options, const MethodInfo& method) 
   const std::vector<std::string> known = validator_names();
   GRAFT_CHECK(std::find(known.begin(), known.end(), options.validator) != known.end(),
               "adapt: there is no validator \"", options.validator, "\"",
-              did_you_mean(options.validator, known), "; there are ", known);
+              did_you_mean(options.validator, known), " (there are ", known, ")");
   GRAFT_CHECK(options.back_off > 0 && options.back_off <= 1,
               "adapt: back-off must be above 0 and at most 1, got ", options.back_off);
   GRAFT_CHECK(options.training.schedule.kind != ScheduleKind::plateau,
